@@ -82,8 +82,8 @@ fn programs_without_a_sidecar_register_at_the_control_plane() -> Result<()> {
         ("weftapi1.a.b", "GET", "catalog/services", &null, 403, "ACL not found"),
         (&*payment, "PUT", "agent/service/register", &registration, 403, "Permission denied"),
         (&payment, "PUT", "agent/service/deregister/order-1", &null, 403, "Permission denied"),
-        (&order, "PUT", "agent/service/register", &elsewhere, 400, "is not an address of the calling program"),
-        (&order, "PUT", "agent/service/register", &probe, 400, "is not an address of the calling program"),
+        (&order, "PUT", "agent/service/register", &elsewhere, 400, "is not an address of the program that asks"),
+        (&order, "PUT", "agent/service/register", &probe, 400, "is not an address of the program that asks"),
         (&order, "PUT", "kv/a", &json!("x"), 403, "Permission denied"),
     ] {
         let (got, text) = ask(&mesh, one, token, method, path, body)?;

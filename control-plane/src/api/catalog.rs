@@ -158,15 +158,15 @@ mod tests {
                 expires: unix_now() + 60,
             })
         };
-        let (ours, others) = (token("default"), token("shop"));
+        let (own, others) = (token("default"), token("shop"));
         let peer = Peer { remote: [10, 0, 0, 1].into(), certified: None };
         let both = r#"{"order":[],"payment":[]}"#;
         for (token, method, path, status, words) in [
             ("", "GET", "/v1/catalog/services", 200, both),
             ("", "PUT", "/v1/kv/a", 200, "true"),
-            (&*ours, "GET", "/v1/catalog/services", 200, r#"{"payment":[]}"#),
-            (&ours, "PUT", "/v1/kv/a", 403, "Permission denied"),
-            (&ours, "PUT", "/v1/kv/conf/a", 200, "true"),
+            (&*own, "GET", "/v1/catalog/services", 200, r#"{"payment":[]}"#),
+            (&own, "PUT", "/v1/kv/a", 403, "Permission denied"),
+            (&own, "PUT", "/v1/kv/conf/a", 200, "true"),
             (&others, "GET", "/v1/catalog/services", 403, "of the namespace \"shop\", the sidecar of \"default\""),
             ("of-another-time", "GET", "/v1/catalog/services", 403, "ACL not found"),
             ("of-another-time", "GET", "/eureka/apps", 403, "ACL not found"),

@@ -63,9 +63,9 @@ impl Grants {
     ///
     /// # Errors
     /// If a grant is unavailable.
-    pub async fn services(&self, named: &[String]) -> Result<Vec<String>, Unknown> {
-        let mut all = Vec::with_capacity(named.len());
-        for name in named {
+    pub async fn services(&self, references: &[String]) -> Result<Vec<String>, Unknown> {
+        let mut all = Vec::with_capacity(references.len());
+        for name in references {
             if !grant::is_name(name) {
                 all.push(name.clone());
                 continue;
@@ -81,14 +81,14 @@ impl Grants {
     ///
     /// # Errors
     /// If a grant is unavailable.
-    pub async fn names(&self, named: &[String]) -> Result<Names, Unknown> {
+    pub async fn names(&self, references: &[String]) -> Result<Names, Unknown> {
         let lower = |services: Vec<String>| services.into_iter().map(|service| service.to_ascii_lowercase()).collect();
-        let [name] = named else { return Ok(Arc::new(lower(self.services(named).await?))) };
+        let [name] = references else { return Ok(Arc::new(lower(self.services(references).await?))) };
         let used = |name: &str| self.used.lock().unwrap_or_else(PoisonError::into_inner).get(name)?.upgrade();
         if let Some(names) = used(name) {
             return Ok(names);
         }
-        let names: Names = Arc::new(lower(self.services(named).await?));
+        let names: Names = Arc::new(lower(self.services(references).await?));
         let mut all = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, names| names.strong_count() > 0);
         all.insert(name.clone(), Arc::downgrade(&names));

@@ -149,22 +149,22 @@ mod tests {
             expires: 1000,
             root: "ab".into(),
         };
-        let ours = Tokens::new(&[1; 32]);
-        let token = ours.create(&claims);
-        assert_eq!(ours.verify(&format!("{token}\n"), 999), Ok(claims));
-        assert_eq!(ours.verify(&token, 1010), Err(TokenError::Expired(10)));
+        let tokens = Tokens::new(&[1; 32]);
+        let token = tokens.create(&claims);
+        assert_eq!(tokens.verify(&format!("{token}\n"), 999), Ok(claims));
+        assert_eq!(tokens.verify(&token, 1010), Err(TokenError::Expired(10)));
         assert_eq!(Tokens::new(&[2; 32]).verify(&token, 0), Err(TokenError::Signature));
         let mut forged = token.clone().into_bytes();
         forged[10] ^= 1;
-        assert_eq!(ours.verify(&String::from_utf8(forged).unwrap(), 0), Err(TokenError::Signature));
+        assert_eq!(tokens.verify(&String::from_utf8(forged).unwrap(), 0), Err(TokenError::Signature));
         for garbage in ["", ".", "weft1", "weft1.a", "eyJ.a.b"] {
-            assert!(ours.verify(garbage, 0).is_err(), "{garbage}");
+            assert!(tokens.verify(garbage, 0).is_err(), "{garbage}");
         }
     }
 
     #[test]
     fn join_and_api_tokens_are_not_interchangeable() {
-        let ours = Tokens::new(&[1; 32]);
+        let tokens = Tokens::new(&[1; 32]);
         let join = Claims {
             trust_domain: "cluster.local".into(),
             namespace: "default".into(),
@@ -181,15 +181,15 @@ mod tests {
             keys: Vec::new(),
             expires: 1000,
         };
-        let (join, token) = (ours.create(&join), ours.create_api(&api));
-        assert_eq!(ours.verify_api(&token, 999), Ok(api));
-        assert_eq!(ours.verify_api(&token, 1000), Err(TokenError::Expired(0)));
-        assert_eq!(ours.verify(&token, 0), Err(TokenError::Malformed));
-        assert_eq!(ours.verify_api(&join, 0), Err(TokenError::Malformed));
+        let (join, token) = (tokens.create(&join), tokens.create_api(&api));
+        assert_eq!(tokens.verify_api(&token, 999), Ok(api));
+        assert_eq!(tokens.verify_api(&token, 1000), Err(TokenError::Expired(0)));
+        assert_eq!(tokens.verify(&token, 0), Err(TokenError::Malformed));
+        assert_eq!(tokens.verify_api(&join, 0), Err(TokenError::Malformed));
         // The kind is signed, too.
         let renamed = [(token.replace(API, JOIN), false), (join.replace(JOIN, API), true)];
         for (forged, as_api) in renamed {
-            let error = if as_api { ours.verify_api(&forged, 0).err() } else { ours.verify(&forged, 0).err() };
+            let error = if as_api { tokens.verify_api(&forged, 0).err() } else { tokens.verify(&forged, 0).err() };
             assert_eq!(error, Some(TokenError::Signature), "{forged}");
         }
         assert_eq!(Tokens::new(&[2; 32]).verify_api(&token, 0), Err(TokenError::Signature));

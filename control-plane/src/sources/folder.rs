@@ -212,8 +212,8 @@ impl PolicyFolder {
     /// Reads the files that changed and have been unchanged for `settle` at `now`.
     pub fn scan(&mut self, now: Now, settle: Duration) -> Scan {
         let mut scan = Scan::default();
-        let found = match stamped(&self.directory) {
-            Ok(found) => found,
+        let stamped_files = match stamped(&self.directory) {
+            Ok(stamped_files) => stamped_files,
             Err(error) => {
                 // If a folder cannot be read, its policies are unknown, not removed.
                 let name = self.directory.display().to_string();
@@ -226,7 +226,7 @@ impl PolicyFolder {
         scan.changed = self.unreadable.take().is_some();
         let mut known = 0;
         let before = self.files.len();
-        for (path, stamp) in &found {
+        for (path, stamp) in &stamped_files {
             let file = match self.files.get_mut(path) {
                 Some(file) => {
                     known += 1;
@@ -252,7 +252,7 @@ impl PolicyFolder {
         }
         if known < before {
             scan.changed = true;
-            self.remove_all_but(&found, now.steady);
+            self.remove_all_but(&stamped_files, now.steady);
         }
         if scan.changed {
             self.apply(now.steady);
@@ -263,9 +263,9 @@ impl PolicyFolder {
         scan
     }
 
-    /// Removes the files that are not in `found`, which is sorted; their documents are kept for a while.
-    fn remove_all_but(&mut self, found: &[(OsString, Stamp)], now: Instant) {
-        let is_there = |path: &OsStr| found.binary_search_by(|(other, _)| other.as_os_str().cmp(path)).is_ok();
+    /// Removes the files that are not in `stamped_files`, which is sorted; their documents are kept for a while.
+    fn remove_all_but(&mut self, stamped_files: &[(OsString, Stamp)], now: Instant) {
+        let is_there = |path: &OsStr| stamped_files.binary_search_by(|(other, _)| other.as_os_str().cmp(path)).is_ok();
         let (files, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut self.files).into_iter().partition(|(path, _)| is_there(path));
         self.files = files;

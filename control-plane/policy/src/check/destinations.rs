@@ -119,7 +119,8 @@ impl<'a> Rules<'a> {
         }
         if let Some((wide, narrow)) = hidden {
             let text = format!(
-                "the DestinationRule of `{narrow}` has no subset `{subset}`, and takes precedence over that of `{wide}`, which has it"
+                "the DestinationRule of `{narrow}` has no subset `{subset}`, and takes precedence over \
+                 that of `{wide}`, which has it"
             );
             return Some(Finding::error(document, path, Code::UndefinedSubset, text));
         }

@@ -90,27 +90,27 @@ impl<'a> Earlier<'a> {
     /// The line of an earlier route that takes all requests of `one`.
     fn covering(&self, one: &RouteMatch, service: &VirtualService) -> Option<u32> {
         let conditions = Conditions::of(one, service);
-        let mut found: Vec<&Matches<'_>> = vec![&self.any];
+        let mut candidates: Vec<&Matches<'_>> = vec![&self.any];
         if let Some(Text::Regex(regex)) = kind(&one.http.uri) {
-            found.extend(self.regex.get(regex.as_str()));
+            candidates.extend(self.regex.get(regex.as_str()));
         }
         if let Some(Text::Exact(path) | Text::Prefix(path)) = kind(&one.http.uri) {
             let exact = matches!(kind(&one.http.uri), Some(Text::Exact(_)));
             if !one.http.ignore_uri_case {
-                self.as_written.find(path, exact, &mut found);
+                self.as_written.find(path, exact, &mut candidates);
             }
-            self.whatever_case.find(&path.to_ascii_lowercase(), exact, &mut found);
+            self.whatever_case.find(&path.to_ascii_lowercase(), exact, &mut candidates);
         }
-        let compared = found.into_iter().flatten().take(MOST);
+        let compared = candidates.into_iter().flatten().take(MOST);
         compared.filter(|(earlier, _)| conditions.within(earlier)).map(|(_, line)| *line).min()
     }
 }
 
 impl<'a> Paths<'a> {
     /// The matches whose path is equal to `path`, or a prefix of it.
-    fn find<'s>(&'s self, path: &str, exact: bool, found: &mut Vec<&'s Matches<'a>>) {
+    fn find<'s>(&'s self, path: &str, exact: bool, candidates: &mut Vec<&'s Matches<'a>>) {
         if exact {
-            found.extend(self.exact.get(path));
+            candidates.extend(self.exact.get(path));
         }
         let mut end = Bound::Included(path);
         for _ in 0..MOST {
@@ -120,7 +120,7 @@ impl<'a> Paths<'a> {
                 return;
             };
             if path.starts_with(prefix.as_str()) {
-                found.push(matches);
+                candidates.push(matches);
                 end = Bound::Excluded(&path[..prefix.len()]);
             } else {
                 let shared = path.char_indices().zip(prefix.chars()).find(|((_, a), b)| a != b);
@@ -156,10 +156,10 @@ impl<'a> Conditions<'a> {
     /// Whether `earlier` takes all requests that these conditions let pass.
     fn within(&self, earlier: &RouteMatch) -> bool {
         let (outer, inner) = (&earlier.http, &self.one.http);
-        let named = |own: &HashMap<String, &v1::NamedMatch>, name: &str, other: &v1::NamedMatch| {
+        let has_condition = |own: &HashMap<String, &v1::NamedMatch>, name: &str, other: &v1::NamedMatch| {
             own.get(name).is_some_and(|own| is_within(&other.value, &own.value))
         };
-        let header = |other: &v1::NamedMatch| named(&self.headers, &other.name.to_ascii_lowercase(), other);
+        let header = |other: &v1::NamedMatch| has_condition(&self.headers, &other.name.to_ascii_lowercase(), other);
         // Negative conditions are compared in the other direction.
         let without = |other: &v1::NamedMatch| {
             let own = self.without.get(&other.name.to_ascii_lowercase());
@@ -171,7 +171,7 @@ impl<'a> Conditions<'a> {
             && (outer.port == 0 || outer.port == inner.port)
             && outer.headers.iter().all(header)
             && outer.without_headers.iter().all(without)
-            && outer.query_params.iter().all(|other| named(&self.params, &other.name, other))
+            && outer.query_params.iter().all(|other| has_condition(&self.params, &other.name, other))
             && earlier.source_labels.iter().all(|(name, value)| self.one.source_labels.get(name) == Some(value))
             && (earlier.source_namespace.is_empty() || earlier.source_namespace == self.one.source_namespace)
             && (earlier.gateways.is_empty()

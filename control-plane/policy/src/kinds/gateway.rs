@@ -109,7 +109,7 @@ fn server(fields: &Fields<'_>) -> Server {
         "HTTPS" if matches!(mode, Mode::Passthrough | Mode::AutoPassthrough) => v1::GatewayProtocol::GatewayTls,
         "HTTPS" => v1::GatewayProtocol::GatewayHttps,
         "TLS" if terminates => {
-            let text = "terminated TLS with other protocols than HTTP inside is not supported yet: with `protocol: HTTPS` it has HTTP inside";
+            let text = "terminated TLS without HTTP inside is not supported yet: `protocol: HTTPS` has HTTP inside";
             fields.error("tls", text);
             v1::GatewayProtocol::GatewayTls
         }

@@ -141,12 +141,12 @@ async fn serve_tcp<V: View + Send + Sync + 'static>(dns: Arc<Dns<V>>, listener: 
     loop {
         match listener.accept().await {
             Ok((stream, from)) => {
-                let (dns, permits, held) = (dns.clone(), permits.clone(), quiet.enter(from.ip()));
+                let (dns, permits, connection) = (dns.clone(), permits.clone(), quiet.enter(from.ip()));
                 tokio::spawn(async move {
                     tokio::select! {
                         // Errors of a client's connection concern only the client.
-                        _ = serve_connection(&dns, stream, &permits, &held) => {}
-                        () = held.dismissed() => {}
+                        _ = serve_connection(&dns, stream, &permits, &connection) => {}
+                        () = connection.dismissed() => {}
                     }
                 });
             }
@@ -159,13 +159,13 @@ async fn serve_connection<V: View>(
     dns: &Dns<V>,
     mut stream: TcpStream,
     permits: &Semaphore,
-    held: &Connection,
+    connection: &Connection,
 ) -> io::Result<()> {
     loop {
-        held.rest();
+        connection.rest();
         let packet = tokio::time::timeout(IDLE, read_framed(&mut stream, MAX_QUERY)).await??;
         let Ok(permit) = permits.acquire().await else { return Ok(()) };
-        held.work();
+        connection.work();
         let reply = dns.handle(&packet, Transport::Tcp, NAMESPACE, true).await;
         drop(permit);
         let Some(reply) = reply else { return Ok(()) };

@@ -32,8 +32,8 @@ struct Fake {
 impl View for Fake {
     fn instances(&self, namespace: &str, service: &str) -> Vec<Arc<Instance>> {
         let of = |namespace: &str| -> Vec<_> {
-            let ours = |i: &&Arc<Instance>| i.namespace == namespace && i.service.eq_ignore_ascii_case(service);
-            self.instances.iter().filter(ours).cloned().collect()
+            let in_service = |i: &&Arc<Instance>| i.namespace == namespace && i.service.eq_ignore_ascii_case(service);
+            self.instances.iter().filter(in_service).cloned().collect()
         };
         let own = of(namespace);
         if own.is_empty() { of("default") } else { own }

@@ -134,7 +134,7 @@ async fn instances_of_both_apis_are_listed() {
     let app = fixture.get("apps/Order")["application"].clone();
     assert_eq!((&app["name"], app["instance"].as_array().unwrap().len()), (&json!("ORDER"), 2));
     let (eureka, consul) = (&app["instance"][0], &app["instance"][1]);
-    for (pointer, theirs, ours) in [
+    for (pointer, from_eureka, from_consul) in [
         ("/instanceId", json!("pod-1:order"), json!("n2:order-1")),
         ("/hostName", json!("pod-1"), json!("10.0.0.2")),
         ("/ipAddr", json!("10.0.0.1"), json!("10.0.0.2")),
@@ -146,7 +146,11 @@ async fn instances_of_both_apis_are_listed() {
         ("/metadata/team", json!("shop"), json!("shop")),
         ("/lastDirtyTimestamp", json!("17"), json!("0")),
     ] {
-        assert_eq!((eureka.pointer(pointer), consul.pointer(pointer)), (Some(&theirs), Some(&ours)), "{pointer}");
+        assert_eq!(
+            (eureka.pointer(pointer), consul.pointer(pointer)),
+            (Some(&from_eureka), Some(&from_consul)),
+            "{pointer}"
+        );
     }
     assert_eq!(fixture.get("apps/ORDER/pod-1%3Aorder")["instance"], *eureka);
     assert_eq!(fixture.get("v2/instances/n2:order-1/")["instance"], *consul);

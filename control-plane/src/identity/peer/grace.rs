@@ -46,8 +46,8 @@ impl ClientCertVerifier for WithinGrace {
             )) => e,
             verified => return verified,
         };
-        let found = read_certificate(leaf).map_err(|e| Error::General(format!("{e:#}")))?;
-        let ended = found.not_after.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let certificate = read_certificate(leaf).map_err(|e| Error::General(format!("{e:#}")))?;
+        let ended = certificate.not_after.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         // Verified at its last second: whether it was otherwise valid.
         let last = UnixTime::since_unix_epoch(ended.saturating_sub(Duration::from_secs(1)));
         let verified = self.inner.verify_client_cert(leaf, intermediates, last)?;
@@ -57,7 +57,7 @@ impl ClientCertVerifier for WithinGrace {
         }
         let (days, grace) = (since.as_secs() / 86_400, self.grace.as_secs());
         self.refusals.add(
-            &found.id.to_string(),
+            &certificate.id.to_string(),
             None,
             format!(
                 "its certificate ended {days} days ago, more than --renewal-grace ({grace} s): it needs a join token \

@@ -170,7 +170,7 @@ impl Direct {
     }
 
     async fn remove(&self, service_id: &str, wait: Duration) {
-        let gone = {
+        let removed = {
             let mut registrations = self.registrations.lock().await;
             registrations.instances.remove(service_id);
             match self.session(&mut registrations).await {
@@ -182,7 +182,7 @@ impl Direct {
                 tracing::warn!(node = self.name, service_id, "not taken out of the mesh yet: {e}");
             })
         };
-        if let (Ok(hosts), false) = (gone, wait.is_zero()) {
+        if let (Ok(hosts), false) = (removed, wait.is_zero()) {
             // The number of acknowledgements is reported to a draining program.
             let _ = self.discovery.wait_current(&hosts, wait).await;
         }

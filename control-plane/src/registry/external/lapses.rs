@@ -42,7 +42,7 @@ impl Lapses {
         }
         let counts = state.agents.iter().filter_map(Weak::upgrade).map(|agent| agent.late_reports(now));
         let (total, overdue) = counts.fold((0, 0), |(all, late), (a, l)| (all + a, late + l));
-        let may = !is_ours(overdue + state.recent.len(), total);
+        let may = !is_own_fault(overdue + state.recent.len(), total);
         if may {
             state.recent.push_back(now);
         }
@@ -61,7 +61,7 @@ impl Lapses {
 
 /// Whether the number of late reports points to a fault of the control plane. A single one does not, whatever its share
 /// of a small registry is.
-fn is_ours(late: usize, total: usize) -> bool {
+fn is_own_fault(late: usize, total: usize) -> bool {
     late > 1 && late as f64 > total as f64 * SHARE
 }
 
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn many_simultaneous_lapses_are_the_control_planes_fault() {
         for (late, total, ours) in [(1, 1, false), (1, 100, false), (2, 3, true), (15, 100, false), (16, 100, true)] {
-            assert_eq!(is_ours(late, total), ours, "{late} of {total}");
+            assert_eq!(is_own_fault(late, total), ours, "{late} of {total}");
         }
     }
 }

@@ -77,10 +77,10 @@ pub fn find(
         (workload.name == name.workload || workload.node == name.workload)
             && name.namespace.as_ref().is_none_or(|namespace| namespace == workload.namespace)
     };
-    let mut found: Vec<&Workload<'_>> = connected.iter().filter(is_meant).collect();
+    let mut candidates: Vec<&Workload<'_>> = connected.iter().filter(is_meant).collect();
     // The result is the same every time, even if several are alike.
-    found.sort_by_key(|workload| (workload.namespace, workload.node));
-    let Some(workload) = found.first().copied() else {
+    candidates.sort_by_key(|workload| (workload.namespace, workload.node));
+    let Some(workload) = candidates.first().copied() else {
         let mut known: Vec<&str> = connected.iter().map(|workload| workload.name).collect();
         known.sort_unstable();
         known.dedup();
@@ -88,7 +88,7 @@ pub fn find(
         let of = name.namespace.as_ref().map(|namespace| format!(" of namespace {namespace}")).unwrap_or_default();
         return Err(format!("--from: no sidecar of a workload `{}`{of} is connected{hint}", name.workload));
     };
-    let namespaces: BTreeSet<&str> = found.iter().map(|workload| workload.namespace).collect();
+    let namespaces: BTreeSet<&str> = candidates.iter().map(|workload| workload.namespace).collect();
     if namespaces.len() > 1 {
         let namespaces: Vec<&str> = namespaces.into_iter().collect();
         let workload = &name.workload;

@@ -96,8 +96,8 @@ impl Facts {
         query: &Query,
         now: Instant,
     ) -> Result<Explanation, CompileError> {
-        let found = gateway::service(servers, &normalise(&query.authority));
-        let redirects = match found {
+        let behind = gateway::service(servers, &normalise(&query.authority));
+        let redirects = match behind {
             Some((server, _)) => server.https_redirect,
             None => servers.iter().any(|server| server.https_redirect),
         };
@@ -107,7 +107,8 @@ impl Facts {
             explanation.verdict = Verdict::Answered { status: 301, by: "httpsRedirect".to_owned() };
             return Ok(explanation);
         }
-        let Some((server, meant)) = found.and_then(|(server, service)| Some((server, entered.behind.get(&**service)?)))
+        let Some((server, meant)) =
+            behind.and_then(|(server, service)| Some((server, entered.behind.get(&**service)?)))
         else {
             explanation.host.because = "no VirtualService of the gateway has this host".to_owned();
             explanation.verdict = refused(&Reason::NoRoute, "");

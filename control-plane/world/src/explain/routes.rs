@@ -42,7 +42,7 @@ pub(super) fn http(
         let of_port = other.map(|wanted| format!("it is for port {wanted}"));
         of_port.or_else(|| audience.bar(document, one).map(in_words))
     };
-    let written = service.http.iter().enumerate().map(|(at, route)| DocumentRoute {
+    let document_routes = service.http.iter().enumerate().map(|(at, route)| DocumentRoute {
         list: List::Http,
         at,
         name: &route.name,
@@ -58,7 +58,7 @@ pub(super) fn http(
         // A gateway evaluates it last, so that the table has another order.
         return None;
     }
-    report(document, written.collect(), &kept, taken, &unmet)
+    report(document, document_routes.collect(), &kept, taken, &unmet)
 }
 
 /// Routes of connections; `None`: the document has none.
@@ -90,10 +90,10 @@ pub(super) fn connections(
         })
     };
     let looked_at = [List::Tls, List::Tcp].into_iter().filter(|list| list.is_of(protocol));
-    let kept = audience.connections(document, number, protocol);
+    let route_entries = audience.connections(document, number, protocol);
     // A route with several matches is compiled to one entry; here it has one entry for each match, as with requests.
     let table = port.connection_routes.routes();
-    let counts = || kept.iter().map(|kept| kept.matches.len().max(1));
+    let counts = || route_entries.iter().map(|route| route.matches.len().max(1));
     let unmet = |mut at: usize| {
         for (route, count) in table.iter().zip(counts()) {
             if at < count {
@@ -107,42 +107,42 @@ pub(super) fn connections(
     };
     let taken = match port.connection_routes.find(connection) {
         Routed::To(found) => table.iter().position(|route| std::ptr::eq(route, found)).map(|at| {
-            let held = found.matches.iter().take_while(|one| one.unmet(connection).is_some()).count();
-            counts().take(at).sum::<usize>() + held
+            let unfulfilled = found.matches.iter().take_while(|one| one.unmet(connection).is_some()).count();
+            counts().take(at).sum::<usize>() + unfulfilled
         }),
         Routed::Default | Routed::Nowhere => None,
     };
-    report(document, looked_at.flat_map(of).collect(), &kept, taken, &unmet)
+    report(document, looked_at.flat_map(of).collect(), &route_entries, taken, &unmet)
 }
 
 /// `taken` and the argument of `unmet` are entries of the table, in which a route has one entry for each match that
 /// applies to the caller, and one entry if it has no matches.
 fn report(
     document: &Document,
-    written: Vec<DocumentRoute<'_>>,
-    kept: &[RouteEntry],
+    document_routes: Vec<DocumentRoute<'_>>,
+    route_entries: &[RouteEntry],
     taken: Option<usize>,
     unmet: &dyn Fn(usize) -> Option<String>,
 ) -> Option<Routes> {
-    if written.is_empty() {
+    if document_routes.is_empty() {
         return None;
     }
     let mut routes = Routes { policy: document.reference(), ..Routes::default() };
     let mut entry = 0;
-    for one in written {
+    for one in document_routes {
         let route = format!("{}[{}]", one.list.name(), one.at);
         let name = one.name.to_owned();
-        let kept = kept.iter().find(|kept| kept.list == one.list && kept.route == one.at);
-        let entries = entry..entry + kept.map_or(0, |kept| kept.matches.len().max(1));
+        let applied = route_entries.iter().find(|entry| entry.list == one.list && entry.route == one.at);
+        let entries = entry..entry + applied.map_or(0, |route| route.matches.len().max(1));
         entry = entries.end;
         if let Some(taken) = taken.filter(|taken| entries.contains(taken)) {
-            let matched = kept.and_then(|kept| kept.matches.get(taken - entries.start)).copied();
+            let matched = applied.and_then(|route| route.matches.get(taken - entries.start)).copied();
             routes.taken = Some(TakenRoute { route, name, matched });
             break;
         }
-        let mut ours = entries;
+        let mut entries = entries;
         let mut because: Vec<String> =
-            one.bars.into_iter().filter_map(|bar| bar.or_else(|| ours.next().and_then(unmet))).collect();
+            one.bars.into_iter().filter_map(|bar| bar.or_else(|| entries.next().and_then(unmet))).collect();
         if !one.leads_somewhere {
             because = vec!["it delegates to a VirtualService that does not exist".to_owned()];
         }

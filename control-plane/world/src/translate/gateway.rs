@@ -108,18 +108,21 @@ fn all_routes(
     let connections: Vec<&ConnectionRoute> = match kind {
         "http" => return service.http.iter().filter_map(|route| clusters.route(document, route, 80)).collect(),
         "tls" => {
-            let ours = |one: &ConnectionMatch| one.server_names.iter().any(|name| name == what);
+            let applies = |one: &ConnectionMatch| one.server_names.iter().any(|name| name == what);
             let of = |route: &&ConnectionRoute| {
-                route.matches.iter().any(|one| ours(one) && clusters.audience().is_for_connections(document, one))
+                route.matches.iter().any(|one| applies(one) && clusters.audience().is_for_connections(document, one))
             };
             service.tls.iter().filter(of).collect()
         }
         _ => {
             let port: u32 = what.parse().unwrap_or_default();
-            let ours = |one: &ConnectionMatch| one.port.unwrap_or_default() == port;
+            let applies = |one: &ConnectionMatch| one.port.unwrap_or_default() == port;
             let of = |route: &&ConnectionRoute| {
                 let any = || {
-                    route.matches.iter().any(|one| ours(one) && clusters.audience().is_for_connections(document, one))
+                    route
+                        .matches
+                        .iter()
+                        .any(|one| applies(one) && clusters.audience().is_for_connections(document, one))
                 };
                 if route.matches.is_empty() { port == 0 } else { any() }
             };

@@ -256,9 +256,9 @@ mod tests {
         let mut ips = VirtualIps::default();
         let chosen = ips.allocate("a").unwrap();
         ips.take_changed();
-        let kept = |address, modified| Allocation { address, released: None, modified };
+        let stored = |address, modified| Allocation { address, released: None, modified };
         // Another control plane assigned it to another host: the local assignment changes.
-        assert_eq!(ips.adopt(chosen, Some(("b".to_owned(), kept(chosen, 9)))), ["a", "b"]);
+        assert_eq!(ips.adopt(chosen, Some(("b".to_owned(), stored(chosen, 9)))), ["a", "b"]);
         assert_eq!((ips.of("b"), ips.host(chosen)), (Some(chosen), Some("b")));
         let moved = ips.of("a").unwrap();
         assert_ne!(moved, chosen);
@@ -266,12 +266,12 @@ mod tests {
         assert_eq!(ips.take_changed(), [keep], "the new choice must be stored, the store's is");
         // Another control plane assigned a different address to the local host.
         let other = Ipv4Addr::new(240, 240, 0, 7);
-        assert_eq!(ips.adopt(other, Some(("a".to_owned(), kept(other, 10)))), ["a"]);
+        assert_eq!(ips.adopt(other, Some(("a".to_owned(), stored(other, 10)))), ["a"]);
         assert_eq!((ips.of("a"), ips.host(moved)), (Some(other), None));
         assert_eq!(ips.take_changed(), [], "an address that was never stored need not be removed");
         // If two are stored, the lower stays and the other is released.
         let higher = Ipv4Addr::new(240, 240, 255, 7);
-        assert!(ips.adopt(higher, Some(("a".to_owned(), kept(higher, 11)))).is_empty());
+        assert!(ips.adopt(higher, Some(("a".to_owned(), stored(higher, 11)))).is_empty());
         assert_eq!(ips.take_changed(), [Keep { address: higher, holder: None, modified: 11 }]);
         assert_eq!(ips.adopt(other, None), ["a"]);
         assert_eq!(ips.of("a"), None);

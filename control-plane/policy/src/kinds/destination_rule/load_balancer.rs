@@ -32,7 +32,7 @@ pub(super) const SHAPE: Shape = &[
     object("localityLbSetting", LOCALITY),
     refused(
         "zoneAwareLbSetting",
-        "`localityLbSetting` keeps requests in their zone; the number of callers in a zone is not available to a sidecar",
+        "`localityLbSetting` keeps requests in their zone; a sidecar has no count of the callers in a zone",
     ),
     object("warmup", &[read("duration"), explicit("minimumPercent"), explicit("aggression")]),
     read("warmupDurationSecs"),

@@ -15,7 +15,7 @@ fn sidecar(spec: &str) -> Sidecar {
 
 #[test]
 fn every_field_is_decoded() {
-    let found = sidecar(
+    let parsed = sidecar(
         "  workloadSelector: {labels: {app: a}}
   egress:
   - {port: {number: 80, protocol: HTTP, name: http}, hosts: ['./*'], captureMode: IPTABLES}
@@ -28,15 +28,15 @@ fn every_field_is_decoded() {
   outboundTrafficPolicy: {mode: REGISTRY_ONLY}
 ",
     );
-    assert_eq!(found.selector["app"], "a");
-    assert_eq!(found.egress[0].port, Some(80));
+    assert_eq!(parsed.selector["app"], "a");
+    assert_eq!(parsed.egress[0].port, Some(80));
     let excluded = Import { excluded: true, namespace: Some("other".into()), host: "*".into() };
-    assert_eq!(found.egress[1].hosts[1], excluded);
-    let ingress = &found.ingress[0];
+    assert_eq!(parsed.egress[1].hosts[1], excluded);
+    let ingress = &parsed.ingress[0];
     assert_eq!((ingress.port, ingress.protocol), (9080, v1::Protocol::Http));
     assert_eq!((ingress.to.as_deref(), ingress.pool.unwrap().max_connections), (Some("127.0.0.1:8080"), 3));
-    assert_eq!(found.inbound_pool.unwrap().http2_max_requests, 7);
-    assert_eq!(found.outbound, v1::OutboundPolicy::RegistryOnly);
+    assert_eq!(parsed.inbound_pool.unwrap().http2_max_requests, 7);
+    assert_eq!(parsed.outbound, v1::OutboundPolicy::RegistryOnly);
     assert_eq!(sidecar("  egress: [{hosts: ['*/*']}]\n").outbound, v1::OutboundPolicy::OutboundUnset);
 }
 

@@ -20,7 +20,7 @@ fn probe(spec: &str) -> v1::Probe {
 
 #[test]
 fn a_workload_group_has_a_template_and_a_probe() {
-    let found = group(
+    let parsed = group(
         "{metadata: {labels: {a: meta, b: meta}, annotations: {x: y}}, template: {labels: {a: template, c: template}, \
          ports: {http: 8080}, weight: 3, locality: eu/a, serviceAccount: vm}}",
     );
@@ -33,7 +33,7 @@ fn a_workload_group_has_a_template_and_a_probe() {
         locality: "eu/a".into(),
         service_account: "vm".into(),
     };
-    assert_eq!(found, WorkloadGroup { template: want, probe: None });
+    assert_eq!(parsed, WorkloadGroup { template: want, probe: None });
     assert_eq!(group("{template: {}}").template.service_account, "default");
 }
 

@@ -49,10 +49,10 @@ async fn serve(view: Fake, recursors: Vec<SocketAddr>) -> SocketAddr {
 
 /// Like a client: over UDP, and over TCP if the answer is truncated.
 async fn look_up(server: SocketAddr, name: &str, kind: RecordType) -> (Transport, Message) {
-    let asked = query(name, kind).to_vec().unwrap();
+    let packet = query(name, kind).to_vec().unwrap();
     let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     udp.connect(server).await.unwrap();
-    udp.send(&asked).await.unwrap();
+    udp.send(&packet).await.unwrap();
     let mut buffer = [0; 4096];
     let n = tokio::time::timeout(Duration::from_secs(10), udp.recv(&mut buffer)).await.unwrap().unwrap();
     let reply = Message::from_vec(&buffer[..n]).unwrap();
@@ -60,7 +60,7 @@ async fn look_up(server: SocketAddr, name: &str, kind: RecordType) -> (Transport
         return (Transport::Udp, reply);
     }
     let mut tcp = TcpStream::connect(server).await.unwrap();
-    write_framed(&mut tcp, &asked).await.unwrap();
+    write_framed(&mut tcp, &packet).await.unwrap();
     let reply = read_framed(&mut tcp, usize::from(u16::MAX)).await.unwrap();
     (Transport::Tcp, Message::from_vec(&reply).unwrap())
 }

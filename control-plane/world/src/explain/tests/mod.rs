@@ -270,11 +270,11 @@ fn callers_are_connected_workloads() {
             labels,
         })
         .collect();
-    let found = |text: &str| {
+    let find_client = |text: &str| {
         let ejected = |node: &str| [(node.to_owned(), "10.0.0.1:80".to_owned())].into();
         find(&Name::parse(text).unwrap(), &connected, &world, ejected)
     };
-    let front = found("front").unwrap();
+    let front = find_client("front").unwrap();
     assert_eq!((front.namespace.as_str(), front.address), ("default", Some("10.0.0.9".parse().unwrap())));
     assert_eq!(front.labels.get("version").map(String::as_str), Some("v3"), "including labels of its registrations");
     // The locality is not an option of the proxy here.
@@ -284,7 +284,7 @@ fn callers_are_connected_workloads() {
     for (text, namespace) in
         [("pay.lab", "lab"), ("default/pay", "default"), ("pay-2", "lab"), ("front-1.default", "default")]
     {
-        assert_eq!(found(text).unwrap().namespace, namespace, "{text}");
+        assert_eq!(find_client(text).unwrap().namespace, namespace, "{text}");
     }
     for (text, error) in [
         ("pay", "--from: `pay` is in the namespaces default and lab: use pay.default"),
@@ -294,7 +294,7 @@ fn callers_are_connected_workloads() {
             "--from: no sidecar of a workload `frnt` of namespace default is connected, did you mean `front`?",
         ),
     ] {
-        assert_eq!(found(text).unwrap_err(), error);
+        assert_eq!(find_client(text).unwrap_err(), error);
     }
     for wrong in ["", "a.", "/a", "a/", "a/b/c", ".a"] {
         assert!(Name::parse(wrong).is_err(), "{wrong}");

@@ -62,44 +62,44 @@ impl Audience<'_> {
     /// host without declared ports, except those that matches name. Gateways compare the port of each request.
     pub(crate) fn http(&self, document: &Document, port: u32) -> Vec<RouteEntry> {
         let Object::VirtualService(service) = &document.object else { return Vec::new() };
-        let mut kept = Vec::new();
+        let mut entries = Vec::new();
         for (at, route) in service.http.iter().enumerate() {
             let port = Some(port).filter(|_| self.gateway.is_none());
             let Some(matches) = self.matches(document, route, port) else { continue };
             let takes_all = matches.is_empty() || matches.iter().any(|at| is_unconditional(&route.matches[*at].http));
-            kept.push(RouteEntry { list: List::Http, route: at, matches });
+            entries.push(RouteEntry { list: List::Http, route: at, matches });
             if takes_all && self.gateway.is_none() {
                 // Later routes are unreachable; gateways move this one behind all others.
                 break;
             }
         }
-        kept
+        entries
     }
 
     /// The places of a route's matches that apply to the client; `None`: the route does not apply, or its delegate does
     /// not exist. `port`: only matches for it; absent: matches for any port.
     pub(crate) fn matches(&self, document: &Document, route: &Route, port: Option<u32>) -> Option<Vec<usize>> {
         let of_port = |one: &RouteMatch| one.http.port == 0 || port.is_none_or(|port| port == one.http.port);
-        let ours = |one: &&RouteMatch| of_port(one) && self.bar(document, one).is_none();
+        let applies = |one: &&RouteMatch| of_port(one) && self.bar(document, one).is_none();
         match route.action {
             Action::Delegate(_) => None,
-            _ => places(&route.matches, ours),
+            _ => places(&route.matches, applies),
         }
     }
 
     /// The routes of connections to a port: by server name first, as Envoy prefers the most specific.
     pub(crate) fn connections(&self, document: &Document, port: u32, protocol: v1::Protocol) -> Vec<RouteEntry> {
         let Object::VirtualService(service) = &document.object else { return Vec::new() };
-        let ours = |one: &&ConnectionMatch| {
+        let applies = |one: &&ConnectionMatch| {
             one.port.is_none_or(|wanted| wanted == port || port == 0) && self.is_for_connections(document, one)
         };
         let of_tls = service.tls.iter().enumerate().filter(|_| List::Tls.is_of(protocol));
         let of_bytes = service.tcp.iter().enumerate().filter(|_| List::Tcp.is_of(protocol));
         let all = of_tls.map(|found| (List::Tls, found)).chain(of_bytes.map(|found| (List::Tcp, found)));
-        let kept = all.filter_map(|(list, (at, route))| {
-            places(&route.matches, ours).map(|matches| RouteEntry { list, route: at, matches })
+        let entries = all.filter_map(|(list, (at, route))| {
+            places(&route.matches, applies).map(|matches| RouteEntry { list, route: at, matches })
         });
-        kept.collect()
+        entries.collect()
     }
 
     /// Whether a match is for connections of this client, through this gateway or none.
@@ -152,7 +152,7 @@ pub(crate) enum Bar<'m> {
 }
 
 /// The places of the matches that apply; `None`: no match applies.
-fn places<T>(matches: &[T], ours: impl Fn(&&T) -> bool) -> Option<Vec<usize>> {
-    let kept: Vec<usize> = matches.iter().enumerate().filter(|(_, one)| ours(one)).map(|(at, _)| at).collect();
+fn places<T>(matches: &[T], applies: impl Fn(&&T) -> bool) -> Option<Vec<usize>> {
+    let kept: Vec<usize> = matches.iter().enumerate().filter(|(_, one)| applies(one)).map(|(at, _)| at).collect();
     (!kept.is_empty() || matches.is_empty()).then_some(kept)
 }

@@ -35,20 +35,20 @@ fn a_group_member_is_an_endpoint_with_its_identity() {
 
     // Its sidecar receives the protocol of the port, and the probe.
     let keys = [member().key()];
-    let told = inbound(&world, "default", &BTreeMap::new(), &keys);
-    let [service] = &told.services[..] else { panic!("{told:?}") };
+    let policy = inbound(&world, "default", &BTreeMap::new(), &keys);
+    let [service] = &policy.services[..] else { panic!("{policy:?}") };
     assert_eq!((service.host.as_str(), service.port, service.protocol()), ("legacy.test", 5432, Protocol::Tcp));
-    let joined = told.group.unwrap();
+    let joined = policy.group.unwrap();
     assert_eq!((joined.name.as_str(), joined.refused.as_str(), joined.probe.unwrap().period_s), ("vms", "", 10));
 
     world.upsert(Instance { checks: vec![v1::Check::default()], ..member() }, 0);
     assert_eq!(endpoints(&world, "legacy.test").unwrap().endpoints[0].health(), Health::Healthy);
     world.set_policies(documents(&policies("{template: {labels: {app: legacy}}}")), 0);
     assert!(endpoints(&world, "legacy.test").unwrap().endpoints.is_empty(), "not its service account");
-    let told = inbound(&world, "default", &BTreeMap::new(), &keys);
-    let joined = told.group.unwrap();
+    let policy = inbound(&world, "default", &BTreeMap::new(), &keys);
+    let joined = policy.group.unwrap();
     assert!(joined.refused.contains("the sidecar's is `vm`") && joined.probe.is_none(), "{joined:?}");
-    assert!(told.services.is_empty());
+    assert!(policy.services.is_empty());
 }
 
 #[test]

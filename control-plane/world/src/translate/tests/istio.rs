@@ -134,22 +134,30 @@ fn service_entries_of_one_host_and_namespace_are_joined() {
 
 #[test]
 fn probable_hosts_are_info_and_hidden_hosts_a_warning() {
-    let told = |texts: &[String], complete: bool| {
+    let warning_lines = |texts: &[String], complete: bool| {
         let found = warnings(&world(&texts.concat(), &[]), complete);
         found.iter().map(|problem| (problem.severity.name(), problem.code.name())).collect::<Vec<_>>()
     };
     let rule = |host: &str| doc("DestinationRule", "r", "default", &format!("{{host: {host}}}"));
-    assert_eq!(told(&[rule("registered-later")], false), [("info", "unknown-host")]);
-    assert_eq!(told(&[rule("registered-later")], true), [("warning", "unknown-host")]);
-    assert_eq!(told(&[rule("api.example.com")], false), [("warning", "unknown-host")], "no registry offers it");
+    assert_eq!(warning_lines(&[rule("registered-later")], false), [("info", "unknown-host")]);
+    assert_eq!(warning_lines(&[rule("registered-later")], true), [("warning", "unknown-host")]);
+    assert_eq!(
+        warning_lines(&[rule("api.example.com")], false),
+        [("warning", "unknown-host")],
+        "no registry offers it"
+    );
     let there = doc("Service", "a", "other", "{ports: [{port: 80}]}");
-    assert_eq!(told(&[rule("a"), there.clone()], false), [("warning", "unknown-host")], "another namespace has it");
+    assert_eq!(
+        warning_lines(&[rule("a"), there.clone()], false),
+        [("warning", "unknown-host")],
+        "another namespace has it"
+    );
     let to = |host: &str| {
         let spec = format!("{{hosts: [b.example], http: [{{route: [{{destination: {{host: {host}}}}}]}}]}}");
         doc("VirtualService", "v", "default", &spec)
     };
     let host = "a.other.svc.cluster.local";
     let private = there.replace("{name: a,", "{name: a, annotations: {networking.istio.io/exportTo: .},");
-    assert_eq!(told(&[to(host), private], false), [("warning", "not-exported")]);
-    assert_eq!(told(&[to(host), there], false), []);
+    assert_eq!(warning_lines(&[to(host), private], false), [("warning", "not-exported")]);
+    assert_eq!(warning_lines(&[to(host), there], false), []);
 }

@@ -17,8 +17,8 @@ fn selected() -> Vec<Instance> {
     vec![one("db-0", "10.0.0.1"), one("db-1", "10.0.0.2")]
 }
 
-fn name_of(world: &World, asked: &str) -> Option<(String, Meaning)> {
-    lookup(world, &Scope::of("default"), asked).map(|(host, by)| (host.name.clone(), by))
+fn name_of(world: &World, name: &str) -> Option<(String, Meaning)> {
+    lookup(world, &Scope::of("default"), name).map(|(host, by)| (host.name.clone(), by))
 }
 
 #[test]
@@ -40,11 +40,11 @@ fn a_headless_service_has_no_virtual_ip_and_endpoints_with_names() {
 fn an_endpoint_of_a_headless_service_resolves_by_its_name() {
     let mut world = world(&doc("Service", "db", "default", HEADLESS), &selected());
     let host = Some(("db.default.svc.cluster.local".to_owned(), Meaning::EndpointName));
-    for asked in ["db-0.db", "DB-1.db.default", "db-0.db.default.svc", "db-0.db.default.svc.cluster.local."] {
-        assert_eq!(name_of(&world, asked), host, "{asked}");
+    for name in ["db-0.db", "DB-1.db.default", "db-0.db.default.svc", "db-0.db.default.svc.cluster.local."] {
+        assert_eq!(name_of(&world, name), host, "{name}");
     }
-    for asked in ["db-2.db", "db-0.shop", "db-0.db.other"] {
-        assert_eq!(name_of(&world, asked), None, "{asked}");
+    for name in ["db-2.db", "db-0.shop", "db-0.db.other"] {
+        assert_eq!(name_of(&world, name), None, "{name}");
     }
     let changed = world.remove(&selected()[0].key(), 0);
     assert!(

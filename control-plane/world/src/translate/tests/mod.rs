@@ -140,7 +140,7 @@ fn names_resolve_in_the_clients_namespace_first() {
     let world = world(&entries, &instances);
     let (default, shop) = ("order.default.svc.cluster.local", "order.shop.svc.cluster.local");
     let virtual_ip = world.virtual_ips().of(default).unwrap().to_string();
-    for (client, asked, want) in [
+    for (client, name, want) in [
         ("default", "order", Some(default)),
         ("shop", "order", Some(shop)),
         ("elsewhere", "order", Some(default)),
@@ -162,7 +162,7 @@ fn names_resolve_in_the_clients_namespace_first() {
         ("default", "", None),
         ("default", "..", None),
     ] {
-        assert_eq!(resolve(&world, &Scope::of(client), asked).as_deref(), want, "{asked} from {client}");
+        assert_eq!(resolve(&world, &Scope::of(client), name).as_deref(), want, "{name} from {client}");
     }
     let names = service(&world, &Scope::of("shop"), default).unwrap().names;
     assert!(!names.contains(&"order".to_owned()), "the bare name is shop's own: {names:?}");

@@ -74,7 +74,7 @@ fn routes_of_connections_are_for_ports_that_are_not_http() {
         ),
     );
     let world = world(&(entry + &route), &orders());
-    let found = |labels: &[(&str, &str)]| {
+    let clusters_of = |labels: &[(&str, &str)]| {
         let service = service(&world, &clients::client(&world, "default", labels), "db.example.com").unwrap();
         assert!(weft_core::compile::service(&service).is_ok());
         let of = |port: &v1::Port| {
@@ -90,8 +90,8 @@ fn routes_of_connections_are_for_ports_that_are_not_http() {
     let tls = v1::ConnectionMatch { server_names: vec!["db.example.com".into()], ..Default::default() };
     let tcp = v1::ConnectionMatch { destination_subnets: vec!["10.0.0.0/8".into()], ..Default::default() };
     let tls = (443, vec![(vec![tls], ORDER.to_owned())]);
-    assert_eq!(found(&[]), [(80, vec![]), tls.clone(), (9000, vec![])]);
-    assert_eq!(found(&[("app", "front")]), [(80, vec![]), tls, (9000, vec![(vec![tcp], ORDER.to_owned())])]);
+    assert_eq!(clusters_of(&[]), [(80, vec![]), tls.clone(), (9000, vec![])]);
+    assert_eq!(clusters_of(&[("app", "front")]), [(80, vec![]), tls, (9000, vec![(vec![tcp], ORDER.to_owned())])]);
 }
 
 #[test]

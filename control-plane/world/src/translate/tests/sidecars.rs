@@ -184,24 +184,24 @@ fn sidecars_that_select_one_workload_are_reported() {
         sidecar(name, "default", &spec)
     };
     let both = of("a", "version: v1") + &of("b", "app: order") + &of("c", "app: other");
-    let told = |policies: &str, instances: &[Instance]| -> Vec<String> {
+    let warning_lines = |policies: &str, instances: &[Instance]| -> Vec<String> {
         let found = warnings(&world(policies, instances), true);
         let mine = found.iter().filter(|problem| problem.code == weft_policy::Code::ConflictingSidecars);
         mine.map(|problem| problem.text.clone()).collect()
     };
     let mut orders = orders();
-    assert_eq!(told(&both, &orders), Vec::<String>::new(), "none has the labels of two");
+    assert_eq!(warning_lines(&both, &orders), Vec::<String>::new(), "none has the labels of two");
     for order in &mut orders {
         order.labels.insert("app".to_owned(), "order".to_owned());
         order.workload = "order".to_owned();
     }
-    let found = told(&both, &orders);
+    let found = warning_lines(&both, &orders);
     let text = "workload `order` on node-order-1 is also selected by Sidecar/default/a, which is older";
     assert!(found.len() == 1 && found[0].starts_with(text), "{found:?}");
     // Workloads of another namespace are not selected.
     let elsewhere: Vec<Instance> = orders.iter().map(|order| in_namespace(order.clone(), "shop")).collect();
-    assert_eq!(told(&both, &elsewhere), Vec::<String>::new());
+    assert_eq!(warning_lines(&both, &elsewhere), Vec::<String>::new());
     let entry = doc("WorkloadEntry", "w", "default", "{address: 10.0.0.9, labels: {version: v1, app: order}}");
-    let found = told(&(both + &entry), &[]);
+    let found = warning_lines(&(both + &entry), &[]);
     assert!(found.len() == 1 && found[0].starts_with("WorkloadEntry/default/w is also selected"), "{found:?}");
 }
