@@ -22,6 +22,7 @@ mod gateway_tls;
 mod groups;
 mod headless;
 mod hosts;
+mod image;
 mod life;
 mod limits;
 mod locality;
@@ -86,6 +87,7 @@ fn main() -> ExitCode {
         headless::all(),
         outside::all(),
         hosts::all(),
+        image::all(),
         datacenters::all(),
         routes::all(),
         explained::all(),
