@@ -43,6 +43,7 @@ rm -rf "$out"
 mkdir -p "$out"/{bin,debug,completions}
 for program in "${programs[@]}"; do
 	objcopy --only-keep-debug --compress-debug-sections=zlib "$target/dist/$program" "$out/debug/$program.debug"
+	chmod 644 "$out/debug/$program.debug"
 	strip -o "$out/bin/$program" "$target/dist/$program"
 	# Debuggers look for the file of this name beside the program, in .debug/ and in /usr/lib/debug.
 	objcopy --add-gnu-debuglink="$out/debug/$program.debug" "$out/bin/$program"
@@ -52,4 +53,4 @@ for shell in bash zsh fish; do
 	"$out/bin/weftctl" completion "$shell" >"$out/completions/weftctl.$shell"
 done
 echo "$out:"
-(cd "$out" && sha256sum */* | tee SHA256SUMS)
+(cd "$out" && sha256sum -- */* | tee SHA256SUMS)
