@@ -13,7 +13,10 @@ out=$target/release-files
 version=$(cargo pkgid --locked -p weftctl)
 version=${version##*[@#]}
 if commit=${COMMIT:-$(git rev-parse HEAD 2>/dev/null)}; then
-	SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+	SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct "$commit" --)} || {
+		echo "deploy/build.sh: the time of the commit $commit is unknown here: set SOURCE_DATE_EPOCH" >&2
+		exit 1
+	}
 	export SOURCE_DATE_EPOCH
 	# Not `--short`, whose length depends on the clone.
 	commit=${commit:0:7}
