@@ -16,8 +16,9 @@ test: install
 install:
 	tests/install.sh
 
+# A release: stripped programs, debug symbols and completions in target/release-files.
 build:
-	cargo build --locked --profile dist -p weft-sidecar -p weft-control-plane -p weftctl
+	deploy/build.sh
 
 # Weft beside Envoy, HAProxy and nginx; QUICK=1 for a first look.
 bench: install build

@@ -17,5 +17,6 @@ need npm npm
 need cc gcc
 need c++ g++
 need cmake cmake
+[ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$missing ca-certificates"
 python3 -c 'import venv, ensurepip' 2>/dev/null || missing="$missing python3-venv"
 install_missing

@@ -27,7 +27,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The control plane of a Weft mesh: registry, policies, certificate authority and discovery.
 #[derive(Parser)]
-#[command(version)]
+#[command(version = option_env!("WEFT_VERSION").unwrap_or(env!("CARGO_PKG_VERSION")))]
 struct Args {
     /// Folder of the store (created if missing, readable by its owner only).
     #[arg(long, default_value = "/var/lib/weft")]

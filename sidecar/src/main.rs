@@ -20,7 +20,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The Weft proxy beside one service.
 #[derive(Parser)]
-#[command(version)]
+#[command(version = option_env!("WEFT_VERSION").unwrap_or(env!("CARGO_PKG_VERSION")))]
 struct Args {
     #[command(subcommand)]
     command: Command,

@@ -30,6 +30,7 @@ mod gateway_tls;
 mod groups;
 mod headless;
 mod hosts;
+mod image;
 mod life;
 mod limits;
 mod locality;
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
         headless::all(),
         outside::all(),
         hosts::all(),
+        image::all(),
         datacenters::all(),
         routes::all(),
         explained::all(),

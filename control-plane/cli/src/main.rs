@@ -13,7 +13,7 @@ use weftctl::validate::Validate;
 
 /// Checks, applies and explains the policies of a Weft mesh
 #[derive(Parser)]
-#[command(name = "weftctl", version)]
+#[command(name = "weftctl", version = option_env!("WEFT_VERSION").unwrap_or(env!("CARGO_PKG_VERSION")))]
 struct Weftctl {
     #[command(subcommand)]
     command: Command,
