@@ -1,6 +1,7 @@
 //! Control plane of Weft: sources and registry -> state -> discovery and the APIs, one direction.
 //!
-//! A library, so that `weft-control-plane` and the tests run the same code. `ARCHITECTURE.md` says which folder may import which.
+//! A library, so that `weft-control-plane` and the tests run the same code. `ARCHITECTURE.md` says which folder may
+//! import which.
 
 pub mod admin;
 pub mod api;

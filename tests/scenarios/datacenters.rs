@@ -180,7 +180,7 @@ fn failover(one: &Mesh, near: &Instance, front: &Pod) -> Result<()> {
     let status = one.status();
     ensure!(status.contains("in dc2: 2 of 2 healthy, 100 % of the requests go there"), "{status}");
     let explained = one.weftctl(&["route", "http://order-service/"])?;
-    ensure!(explained.contains("100 % to data centre dc2 by its gateway "), "{explained}");
+    ensure!(explained.contains("100 % to data centre dc2 through its gateway "), "{explained}");
     ensure!(
         explained.contains(": 0 of 1 endpoints here are available") && explained.contains("used for fail-over"),
         "{explained}"
@@ -238,7 +238,7 @@ fn split(one: &Mesh, two: &Mesh, near: &Instance, front: &Pod, gateway: &str) ->
             let status = mesh.status();
             let line = status.lines().find(|line| line.starts_with(&format!("datacenter {other} ")));
             let line = line.ok_or_else(|| anyhow::anyhow!("{status}"))?;
-            ensure!(line.contains("NOT CONNECTED, last heard of "), "{line}");
+            ensure!(line.contains("NOT CONNECTED, last message "), "{line}");
             Ok(())
         })?;
     }

@@ -17,7 +17,8 @@ use weft_policy::yaml;
 /// Shows policies: all, of some kinds, or by name
 #[derive(Debug, clap::Args)]
 pub struct Get {
-    /// KIND[,KIND] [NAME]..., or KIND/NAME and KIND/NAMESPACE/NAME; kinds also by kubectl's short names (dr, vs, se, gw)
+    /// KIND[,KIND] [NAME]..., or KIND/NAME and KIND/NAMESPACE/NAME; kinds also by kubectl's short names (dr, vs, se,
+    /// gw)
     #[arg(value_name = "KIND [NAME]")]
     objects: Vec<String>,
     /// Namespace; default: all

@@ -107,7 +107,8 @@ pub fn fqdn(service: &str, namespace: &str) -> String {
     format!("{service}.{namespace}{MESH_SUFFIX}").to_ascii_lowercase()
 }
 
-/// `name` as a host of the mesh: a name without a dot is a service of `namespace`. As in Istio, a name with a dot is full.
+/// `name` as a host of the mesh: a name without a dot is a service of `namespace`. As in Istio, a name with a dot is
+/// full.
 pub fn canonical(name: &str, namespace: &str) -> String {
     let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
     if name.contains('.') || name == "*" { name } else { fqdn(&name, namespace) }

@@ -1,7 +1,7 @@
 //! The administrator's API, for `weftctl`: on a Unix socket that only its owner can open.
 //!
-//! Objects applied here live in the store. An object of the policy folder can be changed in its file only, so that a folder
-//! under version control stays authoritative.
+//! Objects applied here live in the store. An object of the policy folder can be changed in its file only, so that a
+//! folder under version control stays authoritative.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Sessions of sidecars: a registration lives as long as the stream, plus a lease.
 //!
-//! A registration is limited by the certificate of the stream: its services are those of the join token, its address is the
-//! one that the stream comes from, its identity is the certificate's.
+//! A registration is limited by the certificate of the stream: its services are those of the join token, its address is
+//! the one that the stream comes from, its identity is the certificate's.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;

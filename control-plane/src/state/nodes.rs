@@ -1,5 +1,5 @@
-//! The nodes of the mesh by name, with an index by address: a hello, and each request of Consul's API, look up the nodes of
-//! one address.
+//! The nodes of the mesh by name, with an index by address: a hello, and each request of Consul's API, look up the
+//! nodes of one address.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;

@@ -21,8 +21,8 @@ use super::{LocalSession, Mesh, Node, RETRY, Refusal, State};
 use crate::store::{self, Condition, MAX_OPS, Op, Table};
 use weft_world::Changed;
 
-/// If more than this share of leases lapses within one lease period, the control plane or the network is at fault: none is
-/// removed.
+/// If more than this share of leases lapses within one lease period, the control plane or the network is at fault: none
+/// is removed.
 const SELF_PRESERVATION: f64 = 0.15;
 /// Attempts of a transaction that conflicts with others.
 const TRIES: usize = 10;

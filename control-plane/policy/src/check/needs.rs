@@ -28,8 +28,8 @@ impl std::fmt::Display for Need {
     }
 }
 
-/// The documents of `withdrawn` that documents of `rest` need, with the first need of each: a subset or a port that a route
-/// names, a host that a route leads to, a gateway or a delegate that a VirtualService names. Nothing that `rest`
+/// The documents of `withdrawn` that documents of `rest` need, with the first need of each: a subset or a port that a
+/// route names, a host that a route leads to, a gateway or a delegate that a VirtualService names. Nothing that `rest`
 /// contains itself is needed, nor is a host that the registry has by `offers`. The time is linear in the size of the
 /// documents.
 pub fn needs(withdrawn: &[&Document], rest: &[&Document], offers: &dyn Fn(&str) -> bool) -> BTreeMap<Key, Need> {

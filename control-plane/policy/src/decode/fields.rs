@@ -32,7 +32,8 @@ pub(crate) struct Field {
 pub(crate) enum Is {
     /// Read by the decoder of its object. `""`, `0` and empty lists and maps mean absence, as in proto3.
     Read,
-    /// The same, with presence of its own (a member of a `oneof`, a wrapper such as `UInt32Value`): `""` and `0` are values.
+    /// The same, with presence of its own (a member of a `oneof`, a wrapper such as `UInt32Value`): `""` and `0` are
+    /// values.
     Explicit,
     /// Read, and an object (or a list of objects) of its own.
     Object(Shape),

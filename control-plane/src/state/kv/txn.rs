@@ -1,7 +1,7 @@
 //! Consul's transactions: operations on pairs, and writes of the catalog, all of them or none.
 //!
-//! An operation sees the effects of those before it; the state that it depends on becomes conditions of one transaction of
-//! the store, which is evaluated again after a concurrent write.
+//! An operation sees the effects of those before it; the state that it depends on becomes conditions of one transaction
+//! of the store, which is evaluated again after a concurrent write.
 
 use std::collections::BTreeMap;
 

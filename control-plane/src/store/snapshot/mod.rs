@@ -1,5 +1,5 @@
-//! Backup and restore of the store: one file with every record that is not bound to a lease. [`weft_files::snapshot`] has
-//! the form of the file.
+//! Backup and restore of the store: one file with every record that is not bound to a lease. [`weft_files::snapshot`]
+//! has the form of the file.
 
 pub mod automatic;
 

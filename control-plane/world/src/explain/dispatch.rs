@@ -1,5 +1,5 @@
-//! The service that a request or a connection is for, and whether the connection is inspected: the first phase. Each step
-//! is `weft_core::target`'s, as in the sidecar.
+//! The service that a request or a connection is for, and whether the connection is inspected: the first phase. Each
+//! step is `weft_core::target`'s, as in the sidecar.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

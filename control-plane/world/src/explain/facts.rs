@@ -1,5 +1,5 @@
-//! The part of the world that a decision needs, copied at one moment, so that the world is not locked while the decision is
-//! made.
+//! The part of the world that a decision needs, copied at one moment, so that the world is not locked while the
+//! decision is made.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

@@ -1,6 +1,6 @@
 //! Dry run of a document: it is translated alone and compiled by the function that the sidecar runs. An error that the
-//! decoders miss, such as an unknown variable in a header template, is then reported to the author, not in the log of every
-//! sidecar.
+//! decoders miss, such as an unknown variable in a header template, is then reported to the author, not in the log of
+//! every sidecar.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,8 +16,8 @@ use weft_policy::{
     Action, Code, Destination, Document, Forward, Object, Parsed, Place, Problem, Route, RouteMatch, Settings, Severity,
 };
 
-/// Reads every document of a text, as [`weft_policy::parse`] does, and compiles each as a sidecar would: one that sidecars would
-/// refuse has an error.
+/// Reads every document of a text, as [`weft_policy::parse`] does, and compiles each as a sidecar would: one that
+/// sidecars would refuse has an error.
 pub fn parse_policies(file: &str, text: &str) -> Parsed {
     let mut parsed = weft_policy::parse(file, text);
     let mut refusals = Vec::new();

@@ -1,5 +1,5 @@
-//! Warnings that need both the documents and the registry: hosts that are not registered, subsets without instances, ports
-//! that a route leaves open. Never errors: the missing part may register in the next minute.
+//! Warnings that need both the documents and the registry: hosts that are not registered, subsets without instances,
+//! ports that a route leaves open. Never errors: the missing part may register in the next minute.
 
 mod reachability;
 mod sidecars;

@@ -1,5 +1,5 @@
-//! Documents that Istio's validation refuses, and documents that it accepts though they look wrong. Each of the second kind
-//! must mean the same as the text beside it.
+//! Documents that Istio's validation refuses, and documents that it accepts though they look wrong. Each of the second
+//! kind must mean the same as the text beside it.
 
 use super::*;
 

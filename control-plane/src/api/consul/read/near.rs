@@ -1,7 +1,7 @@
 //! `near`: sorts by distance to a node.
 //!
-//! Consul sorts by measured round trips; here, as in the mesh's balancing, distance is locality: the same zone, then the
-//! same region, then the rest in their order.
+//! Consul sorts by measured round trips; here, as in the mesh's balancing, distance is locality: the same zone, then
+//! the same region, then the rest in their order.
 
 use crate::api::consul::Caller;
 use crate::api::consul::select::Row;

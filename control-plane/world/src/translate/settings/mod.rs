@@ -1,4 +1,5 @@
-//! The settings that documents give to a client: DestinationRules, PeerAuthentications, defaults of the mesh, and the routes of an audience.
+//! The settings that documents give to a client: DestinationRules, PeerAuthentications, defaults of the mesh, and the
+//! routes of an audience.
 
 pub(in crate::translate) mod audience;
 pub(in crate::translate) mod defaults;
