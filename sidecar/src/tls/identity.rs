@@ -69,7 +69,7 @@ impl TokenClaims {
     /// When it is not a token.
     pub fn read(token: &str) -> Result<TokenClaims> {
         let claims = token.trim().strip_prefix("weft1.").and_then(|t| t.split_once('.')).map(|(claims, _)| claims);
-        let claims = claims.context("not a join token (it should look like weft1.….…)")?;
+        let claims = claims.context("not a join token (its form is weft1.….…)")?;
         let json = URL_SAFE_NO_PAD.decode(claims).context("the join token is damaged")?;
         serde_json::from_slice(&json).context("the join token is damaged")
     }
