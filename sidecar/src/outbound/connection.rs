@@ -152,7 +152,8 @@ impl OriginalDestination<'_> {
             return Ok(Way { cluster, endpoint: Some(endpoints::passthrough(self.original)) });
         };
         let view = Connection { server_name, source: self.down.ends.source, destination: self.original };
-        let cluster = target::cluster(port, &view, rand::rng().next_u64()).ok_or("no route matches this server name")?;
+        let cluster =
+            target::cluster(port, &view, rand::rng().next_u64()).ok_or("no route matches this server name")?;
         let cluster = service.clusters[cluster].clone();
         let mut endpoint = cluster.config.original_destination.then(|| endpoints::passthrough(self.original));
         if cluster.config.headless {
