@@ -141,7 +141,7 @@ fn of_destination(f: &mut Formatter<'_>, to: &Destination) -> fmt::Result {
     {
         return writeln!(f, "          undefined: {}", to.verdict);
     }
-    let policy = if to.policy.is_empty() { "defaults: no DestinationRule" } else { &to.policy };
+    let policy = if to.policy.is_empty() { "defaults: no DestinationRule sets a trafficPolicy" } else { &to.policy };
     writeln!(f, "          policy: {policy}")?;
     let localities = if to.locality.is_empty() { String::new() } else { format!("; localities: {}", to.locality) };
     writeln!(f, "          balancer: {}{localities}", to.balancer)?;
