@@ -35,11 +35,11 @@ fn a_member_that_sends_the_largest_of_everything_is_refused_and_costs_bounded_me
     let output = process.output();
     let refused: Value = serde_json::from_str(output.lines().last().context("nothing printed")?)?;
     for (what, why) in [
-        ("labels of a sidecar", "1 labels of 50005 bytes together, 128 of 8192 bytes at most"),
+        ("labels of a sidecar", "1 labels of 50005 bytes together, at most 128 of 8192 bytes"),
         ("metadata of an instance", "tags, metadata and tagged addresses are too large"),
         ("registrations of an identity", "has registered"),
-        ("output of a check", "8192 at most"),
-        ("a name that is asked for", "resource_names_subscribe has 100000 bytes, 512 at most"),
+        ("output of a check", "at most 8192"),
+        ("a name that is asked for", "resource_names_subscribe has 100000 bytes, at most 512"),
         ("labels in a stream", "labels of 100005 bytes"),
         ("names of an identity", "it asks for names of"),
     ] {
