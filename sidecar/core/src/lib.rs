@@ -4,17 +4,16 @@
 //! Pure by design: time (`now`) and randomness (`random`) are arguments, so that every decision is tested and fuzzed
 //! without a socket, and the control plane dry-runs policies with the same [`compile`] as the sidecar.
 //!
-//! The path of a request: [`names`] (service), [`route`] (route and destination), [`limits`], [`hash`] and [`balance`]
+//! The path of a request: [`names`] (service), [`route`] (route and destination), [`filter`], [`limits`], [`hash`] and [`balance`]
 //! (endpoint), [`outcome`] (result of the attempt), [`outlier`], [`retry`] and, for local replies, [`reply`].
 
 pub mod balance;
 pub mod clock;
 pub mod compile;
-pub mod cors;
 pub mod dns;
 pub mod endpoint;
 pub mod failover;
-pub mod fault;
+pub mod filter;
 pub mod first_bytes;
 pub mod flag;
 pub mod gateway;

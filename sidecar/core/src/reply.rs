@@ -12,7 +12,6 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, HeaderName, Response, StatusCode};
 
-use crate::fault::Abort;
 use crate::flag::ResponseFlag;
 use crate::http1::HeadError;
 use crate::limits::Overflow;
@@ -72,6 +71,15 @@ pub enum Reason {
     PlaintextRefused,
     /// An abort by the route's fault injection.
     Fault(Abort),
+}
+
+/// Response of a request that a fault aborts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Abort {
+    /// An HTTP status.
+    Http(StatusCode),
+    /// A gRPC status, or the corresponding HTTP status for other requests.
+    Grpc(u32),
 }
 
 impl From<&HeadError> for Reason {

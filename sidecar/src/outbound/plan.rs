@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use http::header::{CONTENT_TYPE, LOCATION};
 use http::request::Parts;
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use rand::Rng;
-use weft_core::cors::{Asked, Cors};
 use weft_core::endpoint::{Endpoint, find};
+use weft_core::filter::{self, Effect, End};
 use weft_core::gateway;
 use weft_core::hash::{HashOutcome, request_hash};
 use weft_core::headers::HeaderOps;
@@ -34,12 +34,12 @@ const NO_REWRITTEN_PATH: &str = "the rewritten path is not a path, or is too lon
 pub(super) enum Decision {
     /// It is sent.
     Send(Plan),
-    /// Its route answers it.
-    Answer(Arc<ServiceView>, Arc<Route>, Box<Response<ResponseBody>>, Option<Box<Grant>>),
+    /// Its route, or a filter of it, answers it.
+    Answer(Arc<ServiceView>, Arc<Route>, Box<Response<ResponseBody>>, Option<Box<Effect>>),
     /// It is to come again by https.
     Secure(Box<Response<ResponseBody>>),
-    /// It is refused.
-    Refuse(Option<Arc<ServiceView>>, Reason),
+    /// It is refused, on behalf of a policy unless its name is empty.
+    Refuse(Option<Arc<ServiceView>>, Reason, Arc<str>),
 }
 
 /// Where a request is sent, and how.
@@ -54,7 +54,8 @@ pub(super) struct Plan {
     /// It goes to its original destination, not to the one that its authority names: a target in absolute-form stays one, since the
     /// destination may be a proxy that the application chose.
     pub(super) keeps_form: bool,
-    pub(super) grant: Option<Box<Grant>>,
+    /// The result of the route's filters.
+    pub(super) effect: Option<Box<Effect>>,
     /// Clusters that get a copy of this request.
     pub(super) mirrors: Vec<Target>,
 }
@@ -65,18 +66,12 @@ pub(super) struct Target {
     pub(super) hash: Option<u64>,
 }
 
-/// An origin may read the answer.
-pub(super) struct Grant {
-    pub(super) cors: Arc<Cors>,
-    pub(super) origin: HeaderValue,
-}
-
 impl Plan {
     fn fixed(cluster: Arc<ClusterView>, endpoint: Arc<Endpoint>) -> Plan {
         let hash = HashOutcome::default();
         let mirrors = Vec::new();
         let fixed = Some(endpoint);
-        Plan { cluster, fixed, hash, route: None, rewritten: None, keeps_form: true, grant: None, mirrors }
+        Plan { cluster, fixed, hash, route: None, rewritten: None, keeps_form: true, effect: None, mirrors }
     }
 
     /// The route's forward action; `None`: the application chose the endpoint itself.
@@ -90,8 +85,7 @@ impl Plan {
 
     /// The policy that the route is of; empty: none is.
     pub(super) fn route_policy(&self) -> &str {
-        let name = self.route.as_ref().map_or("", |(route, _)| &*route.name);
-        if name.contains('/') { name } else { "" }
+        self.route.as_ref().map_or("", |(route, _)| policy_of(route))
     }
 
     /// The route's name.
@@ -126,10 +120,10 @@ pub(super) async fn decide(down: &Downstream, parts: &Parts, view: &RequestView<
     // allowed (Envoy's `upgrade_type: CONNECT`).
     let chosen = matches!(place, Place::Passthrough(_)) && down.original.is_some();
     if asks == Asks::Connect && !chosen && !down.proxy.settings.allows_connect() {
-        return Decision::Refuse(None, Reason::ConnectRefused);
+        return Decision::Refuse(None, Reason::ConnectRefused, Arc::default());
     }
     match place {
-        Place::None(reason) => Decision::Refuse(None, reason),
+        Place::None(reason) => Decision::Refuse(None, reason, Arc::default()),
         Place::Https => Decision::Secure(Box::new(secure(view))),
         Place::Passthrough(to) => {
             // Addressed as an HTTP proxy, each request may go elsewhere: no connection is kept for the next one.
@@ -210,64 +204,62 @@ fn by_route(
     by_name: bool,
 ) -> Decision {
     let Some(route) = service.service.port(port).and_then(|port| port.routes.find(view)).cloned() else {
-        return Decision::Refuse(Some(service), Reason::NoRoute);
+        return Decision::Refuse(Some(service), Reason::NoRoute, Arc::default());
     };
-    let grant = match cross_origin(&route, view) {
-        Ok(grant) => grant,
-        Err(response) => return Decision::Answer(service, route, response, None),
+    let effect = filter::apply(&route.filters, view, rand::random);
+    let response = match (&*route.action, effect.as_deref().and_then(|effect| effect.end.as_ref())) {
+        (_, Some(End::Respond(headers))) => filter_response(headers.clone()),
+        // Refused where its cluster is known, for log and metrics.
+        (Action::Forward(forward), _) => {
+            return match forwarded(down, view, &service, &route, forward) {
+                Ok(plan) => Decision::Send(Plan { keeps_form: !by_name, effect, ..plan }),
+                Err((reason, policy)) => Decision::Refuse(Some(service), reason, policy),
+            };
+        }
+        (_, Some(End::Refuse(reason))) => {
+            return Decision::Refuse(Some(service), reason.clone(), policy_of(&route).into());
+        }
+        (Action::Redirect(redirect), None) => redirected(down, view, &route, redirect),
+        (Action::DirectResponse(direct), None) => direct_response(direct),
     };
-    match &*route.action {
-        Action::Forward(forward) => match forwarded(down, view, &service, &route, forward) {
-            Ok(plan) => Decision::Send(Plan { keeps_form: !by_name, grant, ..plan }),
-            Err(reason) => Decision::Refuse(Some(service), reason),
-        },
-        Action::Redirect(redirect) => {
-            let response = redirected(down, view, &route, redirect);
-            Decision::Answer(service, route, Box::new(response), grant)
-        }
-        Action::DirectResponse(direct) => {
-            let response = direct_response(direct);
-            Decision::Answer(service, route, Box::new(response), grant)
-        }
-    }
+    Decision::Answer(service, route, Box::new(response), effect)
 }
 
-/// The grant of the route's CORS policy to the request's origin.
-///
-/// # Errors
-/// The response to a preflight request.
-fn cross_origin(route: &Route, view: &RequestView<'_>) -> Result<Option<Box<Grant>>, Box<Response<ResponseBody>>> {
-    let Some(cors) = &route.cors else { return Ok(None) };
+/// The policy that a route is of; empty: none is.
+fn policy_of(route: &Route) -> &str {
+    if route.name.contains('/') { &route.name } else { "" }
+}
+
+/// The response of a filter.
+fn filter_response(headers: HeaderMap) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::empty());
-    match cors.asked(view) {
-        Asked::Nothing => return Ok(None),
-        Asked::Actual(origin) => return Ok(Some(Box::new(Grant { cors: cors.clone(), origin }))),
-        Asked::Preflight(origin) => cors.preflight(origin, response.headers_mut()),
-        Asked::Unmatched => {}
-    }
-    Err(Box::new(response))
+    *response.headers_mut() = headers;
+    response
 }
 
 /// The plan of a request whose route forwards it.
 ///
 /// # Errors
-/// The reason of a refusal.
+/// The reason of a refusal, and the policy whose rule it is.
 fn forwarded(
     down: &Downstream,
     view: &RequestView<'_>,
     service: &ServiceView,
     route: &Arc<Route>,
     forward: &Forward,
-) -> Result<Plan, Reason> {
+) -> Result<Plan, (Reason, Arc<str>)> {
     let at = drawn(forward);
     let cluster = service.clusters[forward.destinations[at].cluster].clone();
     let hash = request_hash(&forward.hash, view);
     let rewritten = route.rewritten_path(forward, view).map(|path| http1::Target::parse(path.into()).map(Box::new));
-    let rewritten = rewritten.transpose().map_err(|_| Reason::BadRequest { detail: NO_REWRITTEN_PATH })?;
-    let fixed = fixed(down, view, service, &cluster, &forward.destinations[at])?;
+    let rewritten = rewritten
+        .transpose()
+        .map_err(|_| (Reason::BadRequest { detail: NO_REWRITTEN_PATH }, policy_of(route).into()))?;
+    let fixed = fixed(down, view, service, &cluster, &forward.destinations[at])
+        .map_err(|reason| (reason, cluster.config.policy.clone()))?;
     let mirrors = mirrors(forward, service, view);
     let route = Some((route.clone(), at));
-    Ok(Plan { cluster, fixed, hash, route, rewritten, keeps_form: false, grant: None, mirrors })
+    Ok(Plan { cluster, fixed, hash, route, rewritten, keeps_form: false, effect: None, mirrors })
 }
 
 /// The response of a route that redirects.

@@ -8,6 +8,7 @@ use http::header::SET_COOKIE;
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use weft_core::balance::RetrySelection;
+use weft_core::filter::{Effect, End};
 use weft_core::flag::ResponseFlag;
 use weft_core::headers::{Context, ResponseContext};
 use weft_core::http1::{Limits, path_and_query};
@@ -22,7 +23,7 @@ use super::Downstream;
 use super::attempts::{Attempts, Failure, Sent};
 use super::headers::{Original, Prepared};
 use super::mirror::Mirrored;
-use super::plan::{Decision, Grant, Plan, decide};
+use super::plan::{Decision, Plan, decide};
 use crate::control::directory::ServiceView;
 use crate::exchange::attempt::Outgoing;
 use crate::exchange::{Exchange, Resources, Returning};
@@ -51,7 +52,7 @@ pub fn serve(
         let call = Call { down, start };
         let asks = match admit(&mut parts, Limits::OUTSIDE, incoming.may_upgrade(), &down.proxy.settings.upgrades) {
             Ok(asks) => asks,
-            Err(reason) => return call.refuse_early(&parts, labels::unknown(&down.proxy), reason),
+            Err(reason) => return call.refuse_early(&parts, labels::unknown(&down.proxy), reason, ""),
         };
         // The decision and its inputs are gone before the request is sent: its task is the smaller for it.
         let decision = {
@@ -70,10 +71,10 @@ pub fn serve(
             Ok(plan) => plan,
             Err(response) => return *response,
         };
-        let grant = plan.grant.take();
+        let mut effect = plan.effect.take();
         let upgrade = incoming.take_upgrade().filter(|_| asks != Asks::Nothing);
-        let response = call.send(&mut parts, incoming, upgrade, &plan, active).await;
-        granted(grant, response)
+        let response = call.send(&mut parts, incoming, upgrade, &plan, effect.as_deref_mut(), active).await;
+        edited(effect, response)
     }
 }
 
@@ -85,10 +86,10 @@ pub fn refuse(down: &Arc<Downstream>, unread: &Unread) -> Response<ResponseBody>
     exchange.reply(&Reason::from(&unread.error), "", &HeaderMap::new(), false)
 }
 
-/// Lets scripts of the origin read the response, the proxy's own included.
-fn granted(grant: Option<Box<Grant>>, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
-    if let Some(grant) = grant {
-        grant.cors.actual(grant.origin, response.headers_mut());
+/// The response with the edits of the route's filters, which apply to local replies too.
+fn edited(effect: Option<Box<Effect>>, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+    if let Some(effect) = effect {
+        effect.edit_response(response.headers_mut());
     }
     response
 }
@@ -115,8 +116,8 @@ impl Call<'_> {
         let proxy = &self.down.proxy;
         Err(Box::new(match decision {
             Decision::Send(plan) => return Ok(plan),
-            Decision::Answer(service, route, response, grant) => {
-                granted(grant, self.answer(parts, &service, &route, *response))
+            Decision::Answer(service, route, response, effect) => {
+                edited(effect, self.answer(parts, &service, &route, *response))
             }
             Decision::Secure(mut response) => {
                 let mut exchange = self.exchange(parts, proxy.metrics.pair(labels::unknown(proxy)));
@@ -124,20 +125,20 @@ impl Call<'_> {
                 address_response(&mut response, exchange.version, false);
                 exchange.end_with(*response)
             }
-            Decision::Refuse(service, reason) => {
+            Decision::Refuse(service, reason, policy) => {
                 let pair = match service {
                     Some(view) => labels::service(proxy, &view),
                     None => labels::unknown(proxy),
                 };
-                self.refuse_early(parts, pair, reason)
+                self.refuse_early(parts, pair, reason, &policy)
             }
         }))
     }
 
     /// Refuses a request before it has a cluster.
-    fn refuse_early(&self, parts: &Parts, pair: Pair, reason: Reason) -> Response<ResponseBody> {
+    fn refuse_early(&self, parts: &Parts, pair: Pair, reason: Reason, policy: &str) -> Response<ResponseBody> {
         let pair = self.down.proxy.metrics.pair(pair);
-        self.exchange(parts, pair).reply(&reason, "", &parts.headers, false)
+        self.exchange(parts, pair).reply(&reason, policy, &parts.headers, false)
     }
 
     fn exchange(&self, parts: &Parts, pair: Arc<Pair>) -> Box<Exchange> {
@@ -151,6 +152,7 @@ impl Call<'_> {
         incoming: Incoming,
         upgrade: Option<Upgrade>,
         plan: &Plan,
+        effect: Option<&mut Effect>,
         active: Active,
     ) -> Response<ResponseBody> {
         let cluster = &plan.cluster;
@@ -158,12 +160,12 @@ impl Call<'_> {
         let mut exchange = self.exchange(parts, labels::to_cluster(&self.down.proxy, cluster, None));
         exchange.cluster = Some(config.name.clone());
         exchange.route = plan.route_name().cloned();
-        if let Some(delay) = fault_delay(plan) {
+        if let Some(delay) = effect.as_ref().and_then(|effect| effect.delay) {
             exchange.flags.insert(ResponseFlag::DelayInjected);
             // Rare, and the others need not have room for it.
             Box::pin(tokio::time::sleep(delay)).await;
         }
-        let permit = match admission(plan) {
+        let permit = match admission(plan, effect) {
             Ok(permit) => permit,
             Err((reason, policy)) => return exchange.reply(&reason, policy, &parts.headers, false),
         };
@@ -245,25 +247,17 @@ impl Call<'_> {
     }
 }
 
-/// The delay that the route injects into this request.
-fn fault_delay(plan: &Plan) -> Option<Duration> {
-    let (forward, _) = plan.forward()?;
-    // A cluster that nothing defines is refused at once.
-    forward.fault.as_ref().filter(|_| !plan.cluster.config.undefined)?.delay(rand::random())
-}
-
 /// Phase 3.
 ///
 /// # Errors
 /// The reason of the refusal, and the policy whose rule it is.
-fn admission(plan: &Plan) -> Result<Permit, (Reason, &str)> {
+fn admission<'a>(plan: &'a Plan, effect: Option<&mut Effect>) -> Result<Permit, (Reason, &'a str)> {
+    if let Some(End::Refuse(reason)) = effect.and_then(|effect| effect.end.take()) {
+        return Err((reason, plan.route_policy()));
+    }
     let config = &plan.cluster.config;
     if config.undefined {
         return Err((Reason::ClusterUndefined, &config.policy));
-    }
-    let fault = plan.forward().and_then(|(forward, _)| forward.fault.as_ref());
-    if let Some(abort) = fault.and_then(|fault| fault.abort(rand::random())) {
-        return Err((Reason::Fault(abort), plan.route_policy()));
     }
     let permit = plan.cluster.shared.limits.requests.try_acquire(config.pool.max_requests);
     permit.map_err(|overflow| (Reason::Overflow(overflow), &*config.policy))

@@ -1,37 +1,39 @@
 //! Settings of a route besides its destinations.
 
-use weft_core::cors::Asked;
-use weft_core::fault::{Abort, Fault};
+use weft_core::filter::cors::Cors;
+use weft_core::filter::fault::Fault;
+use weft_core::filter::{self, End, Filter};
 use weft_core::headers::{HeaderOps, Template};
-use weft_core::reply::is_grpc;
+use weft_core::reply::{Abort, is_grpc};
 use weft_core::request::RequestView;
 use weft_core::retry::{RetryPolicy, asked};
 use weft_core::route::{Destination, DirectResponse, Forward, Mirror, Route};
 
 use super::dispatch::Candidate;
+use super::refused;
 use super::report::{Setting, Verdict};
 use super::settings::text;
 
 /// Bound on the shown part of a body, in bytes.
 const MOST_SHOWN: usize = 200;
 
-/// The response to a CORS preflight request, if it is one; for other requests the allowed origins are noted.
-pub(super) fn preflight(route: &Route, view: &RequestView<'_>, notes: &mut Vec<String>) -> Option<Verdict> {
-    let answered = || Some(Verdict::Answered { status: 200, by: "corsPolicy".to_owned() });
-    match route.cors.as_ref()?.asked(view) {
-        Asked::Nothing => None,
-        Asked::Actual(origin) => {
-            notes.push(format!(
-                "corsPolicy: pages of {} may read the response",
-                origin.to_str().unwrap_or("its origin")
-            ));
-            None
+/// The effect of the route's filters that every such request sees: a fault with a smaller share than all requests is
+/// not drawn.
+pub(super) fn of_filters(route: &Route, view: &RequestView<'_>, notes: &mut Vec<String>) -> Option<Verdict> {
+    const LAST_OF_ALL: u64 = 999_999;
+    let effect = filter::apply(&route.filters, view, || LAST_OF_ALL)?;
+    if let Some(grant) = &effect.grant {
+        let origin = grant.origin().to_str().unwrap_or("its origin");
+        notes.push(format!("corsPolicy: pages of {origin} may read the response"));
+    }
+    match effect.end? {
+        End::Respond(headers) => {
+            if headers.is_empty() {
+                notes.push("corsPolicy: the origin is not allowed; the response has no CORS headers".to_owned());
+            }
+            Some(Verdict::Answered { status: 200, by: "corsPolicy".to_owned() })
         }
-        Asked::Preflight(_) => answered(),
-        Asked::Unmatched => {
-            notes.push("corsPolicy: the origin is not allowed; the response has no CORS headers".to_owned());
-            answered()
-        }
+        End::Refuse(reason) => Some(refused(&reason, &route.name)),
     }
 }
 
@@ -58,10 +60,18 @@ pub(super) fn of_forward(
     let path = route.rewritten_path(forward, view).map(|path| Setting::new("rewrite.uri", path));
     let authorities = forward.destinations.iter().filter_map(|destination| destination.authority.as_ref());
     let authority = authorities.map(|authority| Setting::new("rewrite.authority", authority)).next();
-    let faults = forward.fault.iter().flat_map(fault);
+    let filters = route.filters.iter().flat_map(of_filter);
     let mirrors = forward.mirrors.iter().map(|mirror| mirror_of(mirror, candidate));
-    let own = timeout.into_iter().chain([retries]).chain(path).chain(authority).chain(faults).chain(mirrors);
-    own.chain(changes(&level(forward))).chain(cors(route)).collect()
+    let own = timeout.into_iter().chain([retries]).chain(path).chain(authority).chain(mirrors);
+    own.chain(changes(&level(forward))).chain(filters).collect()
+}
+
+/// The settings of a filter.
+fn of_filter(filter: &Filter) -> Vec<Setting> {
+    match filter {
+        Filter::Cors(policy) => cors(policy),
+        Filter::Fault(faults) => fault(faults),
+    }
 }
 
 /// Header changes that all destinations have in common: the last level is the route's.
@@ -101,8 +111,7 @@ fn changes(ops: &HeaderOps) -> Vec<Setting> {
 }
 
 /// The access that browsers have from other origins.
-fn cors(route: &Route) -> Vec<Setting> {
-    let Some(cors) = &route.cors else { return Vec::new() };
+fn cors(cors: &Cors) -> Vec<Setting> {
     let origins: Vec<String> = cors.origins.iter().map(ToString::to_string).collect();
     let mut all = vec![Setting::new("corsPolicy.allowOrigins", origins.join(" or "))];
     for (field, value) in [

@@ -23,7 +23,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
 use weft_core::compile::CompileError;
-use weft_core::fault::Abort;
 use weft_core::flag::ResponseFlag;
 use weft_core::reply::{LocalReply, Reason};
 use weft_core::route::{Action, Connection, Forward, Routed};
@@ -178,8 +177,9 @@ impl Facts {
             explanation.verdict = refused(&Reason::NoRoute, "");
             return Ok(());
         };
-        if let Some(answer) = effects::preflight(route, view, &mut explanation.notes) {
-            explanation.verdict = answer;
+        let ended = effects::of_filters(route, view, &mut explanation.notes);
+        if let Some(verdict) = ended.clone().filter(|verdict| matches!(verdict, Verdict::Answered { .. })) {
+            explanation.verdict = verdict;
             return Ok(());
         }
         match &*route.action {
@@ -197,12 +197,10 @@ impl Facts {
             Action::Forward(forward) => {
                 explanation.effects = effects::of_forward(route, forward, candidate, view);
                 self.divided(explanation, candidate, forward, sender, view.authority)?;
-                let aborts =
-                    |fault: &weft_core::fault::Fault| fault.abort.filter(|(share, _)| share.as_percent() >= 100.0);
-                if let Some((_, abort)) = forward.fault.as_ref().and_then(aborts) {
-                    explanation.verdict = aborted(abort, &route.name);
-                }
             }
+        }
+        if let Some(verdict) = ended {
+            explanation.verdict = verdict;
         }
         Ok(())
     }
@@ -288,10 +286,6 @@ fn refused(reason: &Reason, policy: &str) -> Verdict {
 /// A connection that the sidecar closes.
 fn closed(reason: &str) -> Verdict {
     Verdict::Refused { status: 0, flag: ResponseFlag::NoRoute.as_str().to_owned(), reason: reason.to_owned() }
-}
-
-fn aborted(abort: Abort, route: &str) -> Verdict {
-    refused(&Reason::Fault(abort), route)
 }
 
 /// The verdict for all destinations with a share: a problem of one of them is a problem of some of the requests.

@@ -9,11 +9,13 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use weft_proto::v1;
 
 use crate::balance::RetrySelection;
-use crate::cors::Cors;
-use crate::fault::{Abort, Fault, Share};
+use crate::filter::Filter;
+use crate::filter::cors::Cors;
+use crate::filter::fault::{Fault, Share};
 use crate::headers::{HeaderChange, HeaderOps, Side, Template};
 use crate::policy::Cluster;
 use crate::re2;
+use crate::reply::Abort;
 use crate::retry::{DEFAULT_BACKOFF, RetryOn, RetryPolicy};
 use crate::route::matcher::Matcher;
 use crate::route::{
@@ -54,7 +56,6 @@ fn default_route(retry: Option<&v1::RetryPolicy>, cluster: usize, clusters: &[Ar
         rewrite: None,
         retry: retry_policy(retry)?,
         retry_selection: retry_selection(retry, hash.is_empty()),
-        fault: None,
         mirrors: Vec::new(),
         hash,
     };
@@ -63,7 +64,7 @@ fn default_route(retry: Option<&v1::RetryPolicy>, cluster: usize, clusters: &[Ar
         matcher: Matcher::default(),
         action: Arc::new(Action::Forward(forward)),
         headers: HeaderOps::default(),
-        cors: None,
+        filters: Arc::default(),
     }))
 }
 
@@ -89,11 +90,11 @@ fn route(message: &v1::HttpRoute, clusters: &[Arc<Cluster>], routes: &mut Vec<Ar
         }
         None => return error("action", "one of forward, redirect and direct_response must be given"),
     };
-    let cors = message.cors.as_ref().map(cors).transpose().at("cors")?.map(Arc::new);
+    let filters = filters(message)?;
     let (name, action): (Arc<str>, _) = (message.name.as_str().into(), Arc::new(action));
     let mut add = |matcher| {
-        let (name, action, headers, cors) = (name.clone(), action.clone(), headers.clone(), cors.clone());
-        routes.push(Arc::new(Route { name, matcher, action, headers, cors }));
+        let (name, action, headers, filters) = (name.clone(), action.clone(), headers.clone(), filters.clone());
+        routes.push(Arc::new(Route { name, matcher, action, headers, filters }));
     };
     if message.matches.is_empty() {
         add(Matcher::default());
@@ -102,6 +103,18 @@ fn route(message: &v1::HttpRoute, clusters: &[Arc<Cluster>], routes: &mut Vec<Ar
         add(matcher(item).at(format_args!("matches[{i}]"))?);
     }
     Ok(())
+}
+
+/// The filters of a route, in the order of Istio's filter chain.
+fn filters(message: &v1::HttpRoute) -> Result<Arc<[Filter]>> {
+    let cors = message.cors.as_ref().map(cors).transpose().at("cors")?;
+    let fault = match &message.action {
+        Some(v1::http_route::Action::Forward(forward)) => forward.fault.as_ref(),
+        _ => None,
+    };
+    let fault = fault.map(fault_injection).transpose().at("fault").at("forward")?;
+    let cors = cors.map(|cors| Filter::Cors(Arc::new(cors)));
+    Ok(cors.into_iter().chain(fault.map(Filter::Fault)).collect())
 }
 
 pub(super) fn forward(
@@ -154,14 +167,13 @@ pub(super) fn forward(
     let rewrite = rewrite.map(path_rewrite).transpose().at("rewrite")?.flatten();
     // With a single hashed destination, a request belongs to one endpoint.
     let retry_selection = retry_selection(message.retry.as_ref(), !single || hash.is_empty());
-    let fault = message.fault.as_ref().map(fault).transpose().at("fault")?;
     let mut mirrors = Vec::with_capacity(message.mirrors.len());
     for (i, item) in message.mirrors.iter().enumerate() {
         let at = format_args!("mirrors[{i}]").to_string();
         let cluster = cluster_index(item.cluster, clusters).at("cluster").at(&at)?;
         mirrors.push(Mirror { cluster, share: share(item.percent, "percent").at(&at)? });
     }
-    Ok(Forward { destinations, total_weight, timeout, rewrite, retry, retry_selection, fault, mirrors, hash })
+    Ok(Forward { destinations, total_weight, timeout, rewrite, retry, retry_selection, mirrors, hash })
 }
 
 fn path_rewrite(message: &v1::Rewrite) -> Result<Option<Rewrite>> {
@@ -187,7 +199,7 @@ fn share(percent: f64, field: &'static str) -> Result<Share> {
     }
 }
 
-fn fault(message: &v1::Fault) -> Result<Fault> {
+fn fault_injection(message: &v1::Fault) -> Result<Fault> {
     use v1::fault::Abort as Wire;
     let abort = match &message.abort {
         None => None,

@@ -18,8 +18,8 @@ use http::StatusCode;
 use http::uri::Authority;
 
 use crate::balance::RetrySelection;
-use crate::cors::Cors;
-use crate::fault::{Fault, Share};
+use crate::filter::Filter;
+use crate::filter::fault::Share;
 use crate::hash::HashPolicy;
 use crate::headers::HeaderOps;
 use crate::request::RequestView;
@@ -64,8 +64,8 @@ pub struct Route {
     pub action: Arc<Action>,
     /// Operations on the response of a redirect or direct response. Those of a forward belong to its destinations.
     pub headers: HeaderOps,
-    /// Policy for cross-origin requests of browsers.
-    pub cors: Option<Arc<Cors>>,
+    /// HTTP filters, in order of execution.
+    pub filters: Arc<[Filter]>,
 }
 
 /// Action of a route.
@@ -94,8 +94,6 @@ pub struct Forward {
     pub retry: RetryPolicy,
     /// Endpoint selection of retries.
     pub retry_selection: RetrySelection,
-    /// Fault injection.
-    pub fault: Option<Fault>,
     /// Destinations of copies.
     pub mirrors: Vec<Mirror>,
     /// The hash inputs of all destinations' clusters, in order.

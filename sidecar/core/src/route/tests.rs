@@ -23,7 +23,6 @@ pub(super) fn forward(weights: &[u32]) -> Forward {
         rewrite: None,
         retry_selection: RetrySelection::default(),
         mirrors: vec![],
-        fault: None,
         retry: RetryPolicy::default(),
         hash: vec![],
     }
@@ -31,7 +30,7 @@ pub(super) fn forward(weights: &[u32]) -> Forward {
 
 fn route(name: &str, matcher: Matcher) -> Arc<Route> {
     let action = Arc::new(Action::Forward(forward(&[1])));
-    Arc::new(Route { name: name.into(), matcher, action, headers: HeaderOps::default(), cors: None })
+    Arc::new(Route { name: name.into(), matcher, action, headers: HeaderOps::default(), filters: Arc::default() })
 }
 
 fn uri(uri: UriMatch) -> Matcher {

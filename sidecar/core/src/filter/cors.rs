@@ -32,32 +32,32 @@ pub struct Cors {
 
 /// Classification of a request by its origin.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Asked {
+pub enum CrossOrigin {
     /// Not a cross-origin request of an allowed origin.
-    Nothing,
+    No,
     /// A request whose response the origin may read.
-    Actual(HeaderValue),
+    Request(HeaderValue),
     /// A preflight, to be answered locally with the headers of [`Cors::preflight`].
     Preflight(HeaderValue),
     /// A preflight of an origin that is not allowed, to be answered locally without CORS headers.
-    Unmatched,
+    UnmatchedPreflight,
 }
 
 impl Cors {
     /// Classifies a request.
-    pub fn asked(&self, request: &RequestView<'_>) -> Asked {
+    pub fn classify(&self, request: &RequestView<'_>) -> CrossOrigin {
         let Some(origin) = request.headers.get(ORIGIN).filter(|origin| !origin.is_empty()) else {
-            return Asked::Nothing;
+            return CrossOrigin::No;
         };
         let requested_method = request.headers.get(ACCESS_CONTROL_REQUEST_METHOD);
         let preflight = request.method == Method::OPTIONS
             && requested_method.is_some_and(|requested_method| !requested_method.is_empty());
         let allowed = |one: &StringMatch| one.matches(b"*") || one.matches(origin.as_bytes());
         match (self.origins.iter().any(allowed), preflight) {
-            (true, true) => Asked::Preflight(origin.clone()),
-            (true, false) => Asked::Actual(origin.clone()),
-            (false, true) if self.answers_unmatched_preflights => Asked::Unmatched,
-            (false, _) => Asked::Nothing,
+            (true, true) => CrossOrigin::Preflight(origin.clone()),
+            (true, false) => CrossOrigin::Request(origin.clone()),
+            (false, true) if self.answers_unmatched_preflights => CrossOrigin::UnmatchedPreflight,
+            (false, _) => CrossOrigin::No,
         }
     }
 
@@ -120,29 +120,34 @@ mod tests {
         let allowed_origin = || HeaderValue::from_static("https://a.example");
         let answering = || Cors { answers_unmatched_preflights: true, ..cors(exact()) };
         for (policy, method, headers, want) in [
-            (cors(exact()), Method::GET, headers("", ""), Asked::Nothing),
-            (cors(exact()), Method::GET, headers("https://a.example", ""), Asked::Actual(allowed_origin())),
-            (cors(exact()), Method::GET, headers("https://b.example", ""), Asked::Nothing),
-            (cors(exact()), Method::OPTIONS, headers("https://a.example", ""), Asked::Actual(allowed_origin())),
-            (cors(exact()), Method::OPTIONS, headers("https://a.example", "PUT"), Asked::Preflight(allowed_origin())),
-            (cors(exact()), Method::OPTIONS, headers("https://b.example", "PUT"), Asked::Nothing),
-            (answering(), Method::OPTIONS, headers("https://b.example", "PUT"), Asked::Unmatched),
-            (answering(), Method::GET, headers("https://b.example", ""), Asked::Nothing),
+            (cors(exact()), Method::GET, headers("", ""), CrossOrigin::No),
+            (cors(exact()), Method::GET, headers("https://a.example", ""), CrossOrigin::Request(allowed_origin())),
+            (cors(exact()), Method::GET, headers("https://b.example", ""), CrossOrigin::No),
+            (cors(exact()), Method::OPTIONS, headers("https://a.example", ""), CrossOrigin::Request(allowed_origin())),
+            (
+                cors(exact()),
+                Method::OPTIONS,
+                headers("https://a.example", "PUT"),
+                CrossOrigin::Preflight(allowed_origin()),
+            ),
+            (cors(exact()), Method::OPTIONS, headers("https://b.example", "PUT"), CrossOrigin::No),
+            (answering(), Method::OPTIONS, headers("https://b.example", "PUT"), CrossOrigin::UnmatchedPreflight),
+            (answering(), Method::GET, headers("https://b.example", ""), CrossOrigin::No),
             (
                 cors(StringMatch::Exact("*".into())),
                 Method::GET,
                 headers("https://a.example", ""),
-                Asked::Actual(allowed_origin()),
+                CrossOrigin::Request(allowed_origin()),
             ),
             (
                 cors(StringMatch::Prefix("https://a".into())),
                 Method::GET,
                 headers("https://a.example", ""),
-                Asked::Actual(allowed_origin()),
+                CrossOrigin::Request(allowed_origin()),
             ),
         ] {
             let request = RequestView { method: &method, ..view("/", "h", &headers) };
-            assert_eq!(policy.asked(&request), want, "{method} {headers:?}");
+            assert_eq!(policy.classify(&request), want, "{method} {headers:?}");
         }
     }
 

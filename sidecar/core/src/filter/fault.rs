@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
+use crate::reply::Abort;
 
 /// A share of the requests, in parts of a million.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,15 +35,6 @@ pub struct Fault {
     pub delay: Option<(Share, Duration)>,
     /// Applied after the delay, drawn independently.
     pub abort: Option<(Share, Abort)>,
-}
-
-/// Response of an aborted request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Abort {
-    /// An HTTP status.
-    Http(StatusCode),
-    /// A gRPC status, or the corresponding HTTP status for other requests.
-    Grpc(u32),
 }
 
 impl Fault {
