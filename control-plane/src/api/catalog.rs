@@ -115,20 +115,7 @@ mod tests {
         let store = Arc::new(Embedded::open(dir.path()).unwrap());
         let mesh = Mesh::open(store, "cluster.local", Duration::from_secs(15)).await.unwrap();
         let id: SpiffeId = "spiffe://cluster.local/ns/default/sa/web".parse().unwrap();
-        let node = Node {
-            namespace: "default".into(),
-            identity: id.to_string(),
-            address: [10, 0, 0, 1].into(),
-            workload: String::new(),
-            locality: String::new(),
-            labels: Default::default(),
-            checks: Default::default(),
-            create_index: 0,
-            modify_index: 0,
-            alive: None,
-            unknown: false,
-            catalog: false,
-        };
+        let node = Node::new("default", id.to_string(), [10, 0, 0, 1].into());
         let session = mesh.begin_session("n1", node).await.unwrap();
         for service in ["order", "payment"] {
             let (service_id, service) = (service.to_owned(), service.to_owned());

@@ -266,20 +266,7 @@ mod tests {
     }
 
     fn node(number: u8, namespace: &str) -> Node {
-        Node {
-            namespace: namespace.into(),
-            identity: format!("spiffe://cluster.local/ns/{namespace}/sa/{number}"),
-            address: IpAddr::from([10, 0, 0, number]),
-            workload: String::new(),
-            locality: String::new(),
-            labels: Default::default(),
-            checks: Default::default(),
-            create_index: 0,
-            modify_index: 0,
-            alive: None,
-            unknown: false,
-            catalog: false,
-        }
+        Node::of_test(namespace, number)
     }
 
     fn token(api: &HttpApi, namespace: &str, read: &[&str], keys: &[&str]) -> String {

@@ -86,20 +86,8 @@ impl Centre {
 
 async fn register(mesh: &Mesh, number: u8, service: &str, tag: &str, status: &str) {
     let domain = mesh.read(|world| world.trust_domain().to_owned());
-    let node = Node {
-        namespace: "default".into(),
-        identity: format!("spiffe://{domain}/ns/default/sa/{service}"),
-        address: IpAddr::from([10, 0, 0, number]),
-        workload: service.into(),
-        locality: String::new(),
-        labels: BTreeMap::new(),
-        checks: BTreeMap::new(),
-        create_index: 0,
-        modify_index: 0,
-        alive: None,
-        unknown: false,
-        catalog: false,
-    };
+    let identity = format!("spiffe://{domain}/ns/default/sa/{service}");
+    let node = Node { workload: service.into(), ..Node::new("default", identity, [10, 0, 0, number].into()) };
     let name = format!("n{number}");
     let session = mesh.begin_session(&name, node).await.unwrap();
     let check = v1::Check { check_id: "c".into(), status: status.into(), ..v1::Check::default() };

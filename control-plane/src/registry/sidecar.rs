@@ -258,19 +258,12 @@ impl Session {
                 tracing::debug!(node = hello.node, "ignoring the claimed address {claimed}");
             }
         }
+        let id = &self.certified.id;
         let node = Node {
-            namespace: self.certified.id.namespace().to_owned(),
-            identity: self.certified.id.to_string(),
-            address: self.peer.remote,
             workload: hello.workload,
             locality: hello.locality,
             labels: hello.labels.into_iter().collect(),
-            checks: Default::default(),
-            create_index: 0,
-            modify_index: 0,
-            alive: None,
-            unknown: false,
-            catalog: false,
+            ..Node::new(id.namespace(), id.to_string(), self.peer.remote)
         };
         let session = self.mesh.begin_session(&hello.node, node).await?;
         self.open = Some((hello.node, session));

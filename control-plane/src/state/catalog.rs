@@ -149,20 +149,8 @@ impl Mesh {
             return Err(format!("{MAX_NODES} nodes are in the catalog already").into());
         }
         let address = entry.address.ok_or("Must provide address if SkipNodeUpdate is not set")?;
-        Ok(Node {
-            namespace: entry.namespace.clone(),
-            identity: String::new(),
-            address,
-            workload: entry.node.clone(),
-            locality: String::new(),
-            labels: BTreeMap::new(),
-            checks: BTreeMap::new(),
-            create_index: 0,
-            modify_index: 0,
-            alive: None,
-            unknown: false,
-            catalog: true,
-        })
+        let node = Node::new(entry.namespace.as_str(), String::new(), address);
+        Ok(Node { workload: entry.node.clone(), catalog: true, ..node })
     }
 
     /// Whether no sidecar with an identity owns the address.

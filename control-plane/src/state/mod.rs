@@ -81,6 +81,33 @@ pub struct Node {
     pub catalog: bool,
 }
 
+impl Node {
+    /// A node at `address` that joins with `identity`.
+    pub fn new(namespace: impl Into<String>, identity: impl Into<String>, address: IpAddr) -> Node {
+        Node {
+            namespace: namespace.into(),
+            identity: identity.into(),
+            address,
+            workload: String::new(),
+            locality: String::new(),
+            labels: BTreeMap::new(),
+            checks: BTreeMap::new(),
+            create_index: 0,
+            modify_index: 0,
+            alive: None,
+            unknown: false,
+            catalog: false,
+        }
+    }
+
+    /// The node of workload `w<number>` at 10.0.0.`number`.
+    #[cfg(test)]
+    pub(crate) fn of_test(namespace: &str, number: u8) -> Node {
+        let identity = format!("spiffe://cluster.local/ns/{namespace}/sa/w{number}");
+        Node { workload: format!("w{number}"), ..Node::new(namespace, identity, IpAddr::from([10, 0, 0, number])) }
+    }
+}
+
 /// The session that is responsible for a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alive {

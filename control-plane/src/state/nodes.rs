@@ -80,7 +80,6 @@ impl Nodes {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use super::*;
     use crate::state::Alive;
@@ -88,18 +87,11 @@ mod tests {
     #[test]
     fn workloads_are_connected_while_a_control_plane_has_their_session() {
         let node = |alive: bool, catalog: bool| Node {
-            namespace: "default".to_owned(),
-            identity: "spiffe://cluster.local/ns/default/sa/front".to_owned(),
-            address: "10.0.0.9".parse().unwrap(),
             workload: "front".to_owned(),
             locality: "eu/a".to_owned(),
-            labels: BTreeMap::new(),
-            checks: BTreeMap::new(),
-            create_index: 0,
-            modify_index: 0,
             alive: alive.then(|| Alive { owner: String::new(), session: 1, modified: 1 }),
-            unknown: false,
             catalog,
+            ..Node::of_test("default", 9)
         };
         let mut nodes = Nodes::default();
         nodes.insert("front-1".to_owned(), node(true, false));

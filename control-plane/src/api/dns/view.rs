@@ -215,20 +215,8 @@ mod tests {
 
     /// A sidecar with one instance of a service.
     async fn join(mesh: &Mesh, name: &str, namespace: &str, address: &str, service: &str) -> u64 {
-        let node = Node {
-            namespace: namespace.into(),
-            identity: format!("spiffe://cluster.local/ns/{namespace}/sa/{name}"),
-            address: address.parse().unwrap(),
-            workload: name.into(),
-            locality: String::new(),
-            labels: BTreeMap::new(),
-            checks: BTreeMap::new(),
-            create_index: 0,
-            modify_index: 0,
-            alive: None,
-            unknown: false,
-            catalog: false,
-        };
+        let identity = format!("spiffe://cluster.local/ns/{namespace}/sa/{name}");
+        let node = Node { workload: name.into(), ..Node::new(namespace, identity, address.parse().unwrap()) };
         let session = mesh.begin_session(name, node).await.unwrap();
         let (service_id, service) = ("1".into(), service.into());
         let instance = v1::Instance { service_id, service, port: 80, ..v1::Instance::default() };

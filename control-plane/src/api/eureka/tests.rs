@@ -63,20 +63,7 @@ impl Fixture {
         let store = Arc::new(Embedded::open(dir.path()).unwrap());
         let mesh = Mesh::open(store, "cluster.local", Duration::from_secs(15)).await.unwrap();
         for (number, namespace) in [(1, "default"), (2, "default"), (3, "shop")] {
-            let node = Node {
-                namespace: namespace.into(),
-                identity: format!("spiffe://cluster.local/ns/{namespace}/sa/w{number}"),
-                address: IpAddr::from([10, 0, 0, number]),
-                workload: String::new(),
-                locality: String::new(),
-                labels: Default::default(),
-                checks: Default::default(),
-                create_index: 0,
-                modify_index: 0,
-                alive: None,
-                unknown: false,
-                catalog: false,
-            };
+            let node = Node::of_test(namespace, number);
             assert_eq!(mesh.begin_session(&format!("n{number}"), node).await.unwrap(), u64::from(number));
         }
         Fixture { _dir: dir, eureka: Eureka::new(mesh) }

@@ -56,20 +56,7 @@ impl Direct {
         address: IpAddr,
         lapses: Arc<Lapses>,
     ) -> Direct {
-        let node = Node {
-            namespace: namespace.to_owned(),
-            identity: String::new(),
-            address,
-            workload: name.to_owned(),
-            locality: String::new(),
-            labels: BTreeMap::new(),
-            checks: BTreeMap::new(),
-            create_index: 0,
-            modify_index: 0,
-            alive: None,
-            unknown: false,
-            catalog: false,
-        };
+        let node = Node { workload: name.to_owned(), ..Node::new(namespace, String::new(), address) };
         Direct {
             mesh,
             discovery,

@@ -164,20 +164,7 @@ async fn invalid_registrations_are_refused_by_field() {
     assert_eq!(all.ask(&order, "GET", "service/order-1", "").await.0, 200);
 
     // An address with a sidecar belongs to the sidecar.
-    let sidecar = |number| crate::state::Node {
-        namespace: "default".into(),
-        identity: "spiffe://cluster.local/ns/default/sa/w".into(),
-        address: [10, 0, 0, number].into(),
-        workload: String::new(),
-        locality: String::new(),
-        labels: Default::default(),
-        checks: Default::default(),
-        create_index: 0,
-        modify_index: 0,
-        alive: None,
-        unknown: false,
-        catalog: false,
-    };
+    let sidecar = |number| crate::state::Node::of_test("default", number);
     mesh.begin_session("n9", sidecar(9)).await.unwrap();
     let ninth = caller([10, 0, 0, 9], "default", &["order"], &[]);
     let (status, text) = all.ask(&ninth, "PUT", "service/register", &registration("order", "o", "")).await;

@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use super::*;
 use crate::store::embedded::Embedded;
 use crate::store::{Op, Table};
@@ -24,20 +22,7 @@ pub(super) async fn open(store: store::Shared) -> Arc<Mesh> {
 }
 
 pub(super) fn node(number: u8) -> Node {
-    Node {
-        namespace: "default".into(),
-        identity: format!("spiffe://cluster.local/ns/default/sa/w{number}"),
-        address: IpAddr::from([10, 0, 0, number]),
-        workload: format!("w{number}"),
-        locality: String::new(),
-        labels: BTreeMap::new(),
-        checks: BTreeMap::new(),
-        create_index: 0,
-        modify_index: 0,
-        alive: None,
-        unknown: false,
-        catalog: false,
-    }
+    Node::of_test("default", number)
 }
 
 fn service() -> v1::Instance {

@@ -32,18 +32,9 @@ struct Fixture {
 /// A sidecar in `namespace`, with its locality and labels.
 fn sidecar(namespace: &str, number: u8, locality: &str) -> Node {
     Node {
-        namespace: namespace.into(),
-        identity: format!("spiffe://cluster.local/ns/{namespace}/sa/w{number}"),
-        address: IpAddr::from([10, 0, 0, number]),
-        workload: format!("w{number}"),
         locality: locality.into(),
         labels: [("app".to_owned(), format!("w{number}"))].into(),
-        checks: Default::default(),
-        create_index: 0,
-        modify_index: 0,
-        alive: None,
-        unknown: false,
-        catalog: false,
+        ..Node::of_test(namespace, number)
     }
 }
 
