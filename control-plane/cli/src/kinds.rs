@@ -7,20 +7,6 @@ use weft_proto::v1::ObjectName;
 
 use weft_policy::{Kind, nearest_kind};
 
-/// Short names of Istio's resource definitions and of kubectl.
-const SHORT: [(&str, Kind); 10] = [
-    ("dr", Kind::DestinationRule),
-    ("vs", Kind::VirtualService),
-    ("gw", Kind::Gateway),
-    ("se", Kind::ServiceEntry),
-    ("we", Kind::WorkloadEntry),
-    ("wg", Kind::WorkloadGroup),
-    ("pa", Kind::PeerAuthentication),
-    ("svc", Kind::Service),
-    ("svcex", Kind::ServiceExport),
-    ("iop", Kind::IstioOperator),
-];
-
 /// The kind of a word: its name or plural in any case, with or without its API group, or its short name.
 ///
 /// # Errors
@@ -28,20 +14,14 @@ const SHORT: [(&str, Kind); 10] = [
 pub(super) fn kind(word: &str) -> Result<Kind> {
     let (bare, _) = word.split_once('.').unwrap_or((word, ""));
     let lower = bare.to_ascii_lowercase();
-    let short = SHORT.iter().find(|(short, _)| *short == lower).map(|(_, kind)| *kind);
-    let by_name = || Kind::ALL.into_iter().find(|kind| is_named(kind.name(), &lower));
-    short.or_else(by_name).ok_or_else(|| anyhow!("there is no kind {word:?}{}", nearest_kind(bare)))
+    let found = Kind::ALL.iter().find(|kind| is_named(**kind, &lower));
+    found.copied().ok_or_else(|| anyhow!("there is no kind {word:?}{}", nearest_kind(bare)))
 }
 
-/// Whether a word in lower case is a name or its plural.
-fn is_named(name: &str, word: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    let plural = match name.strip_suffix('y') {
-        // A vowel before the `y` keeps it: gateways.
-        Some(stem) if !stem.ends_with(['a', 'e', 'o', 'u']) => format!("{stem}ies"),
-        _ => format!("{name}s"),
-    };
-    word == name || word == plural
+/// Whether a word in lower case is a name of a kind, its plural or an abbreviation.
+fn is_named(kind: Kind, word: &str) -> bool {
+    let descriptor = kind.descriptor();
+    kind.name().eq_ignore_ascii_case(word) || descriptor.plural == word || descriptor.short_names.contains(&word)
 }
 
 /// One object, or all of some kinds.
@@ -128,7 +108,7 @@ mod tests {
             assert_eq!(kind(word).unwrap(), meant, "{word}");
         }
         for each in Kind::ALL {
-            assert_eq!(kind(each.name()).unwrap(), each);
+            assert_eq!(kind(each.name()).unwrap(), *each);
         }
         assert!(kind("VirtualServise").unwrap_err().to_string().contains("did you mean `VirtualService`?"));
         assert!(kind("pods").unwrap_err().to_string().contains("DestinationRule, VirtualService"));

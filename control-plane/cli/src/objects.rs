@@ -241,7 +241,7 @@ fn of_files(files: &[InputFile]) -> Result<Vec<ObjectName>> {
             bail!("{problem}\nnothing was deleted");
         }
         names.extend(parsed.documents.into_iter().map(|document| ObjectName {
-            kind: document.kind.name().to_owned(),
+            kind: document.kind().name().to_owned(),
             namespace: document.namespace,
             name: document.name,
         }));

@@ -53,7 +53,7 @@ fn duplicates<'a>(documents: &[&'a Document]) -> Vec<Finding<'a>> {
     let mut seen: HashMap<_, &Document> = HashMap::new();
     let mut findings = Vec::new();
     for document in documents {
-        let first = seen.entry((document.kind, &document.namespace, &document.name)).or_insert(document);
+        let first = seen.entry((document.kind(), &document.namespace, &document.name)).or_insert(document);
         if !std::ptr::eq(*first, *document) {
             let text = format!("{} is defined already at {}:{}", document.reference(), first.file, first.line);
             findings.push(Finding::error(document, "", Code::DuplicateObject, text));

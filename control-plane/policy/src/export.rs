@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::decode::fields::Fields;
+use crate::kinds::Manifest;
 use crate::names;
 use crate::yaml::Place;
 
@@ -35,7 +36,7 @@ impl Hash for Export {
 }
 
 /// The annotation of a Kubernetes Service that is equivalent to the field.
-const ANNOTATION: &str = "networking.istio.io/exportTo";
+pub(crate) const ANNOTATION: &str = "networking.istio.io/exportTo";
 
 impl Export {
     /// Whether clients of `client` see a document of `own`.
@@ -60,15 +61,25 @@ impl Export {
         self.namespaces.as_ref().map(|namespaces| namespaces.iter().map(String::as_str))
     }
 
+    /// The problem if it has `namespace`, its own, by a dot and by name.
+    fn repetition(&self, namespace: &str) -> Option<String> {
+        let repeats = self.is_private() && self.namespaces()?.any(|name| name == namespace);
+        repeats.then(|| format!("`.` and `{namespace}` are the same namespace: give only one of them"))
+    }
+
     /// Whether the document has the field.
     pub fn is_written(&self) -> bool {
         self.is_explicit
     }
 }
 
-/// Reads the field.
-pub(crate) fn decode(fields: &Fields<'_>) -> Export {
-    decode_field(fields, "exportTo")
+/// Reads the field of a `spec` in `namespace`.
+pub(crate) fn decode(spec: &Fields<'_>, namespace: &str) -> Export {
+    let export = decode_field(spec, "exportTo");
+    if let Some(text) = export.repetition(namespace) {
+        spec.error("exportTo", text);
+    }
+    export
 }
 
 /// Reads the field under another name.
@@ -77,12 +88,17 @@ pub(crate) fn decode_field(fields: &Fields<'_>, name: &'static str) -> Export {
 }
 
 /// Reads the annotation of a Kubernetes Service, a list with commas.
-pub(crate) fn annotated(metadata: &Fields<'_>) -> Export {
+pub(crate) fn decode_annotation(manifest: &Manifest<'_>) -> Export {
+    let Some(metadata) = &manifest.metadata else { return Export::default() };
     let annotations = metadata.string_map("annotations");
     let Some(text) = annotations.get(ANNOTATION) else { return Export::default() };
     let place = metadata.place_of("annotations");
     let names: Vec<(String, Place)> = text.split(',').map(|name| (name.trim().to_owned(), place)).collect();
-    of(metadata, "annotations", &names)
+    let export = of(metadata, "annotations", &names);
+    if let Some(text) = export.repetition(&manifest.namespace) {
+        metadata.error("annotations", text);
+    }
+    export
 }
 
 fn of(fields: &Fields<'_>, field: &str, names: &[(String, Place)]) -> Export {

@@ -4,8 +4,8 @@
 //! Blocks of a document that correspond one to one to a wire message are decoded into that message at once
 //! (`weft_proto::v1`): a second set of structs with the same fields would only be a place for the two to differ.
 //!
-//! [`yaml`] reads text as a tree with places, `decode` reads fields of the tree, `kinds` has a decoder for each kind,
-//! `parse` picks the decoder of each document, and `check` compares documents with each other.
+//! [`yaml`] reads text as a tree with places, `decode` reads fields of the tree, `kinds` has a descriptor with a decoder for
+//! each kind, `parse` picks the descriptor of each document, and `check` compares documents with each other.
 
 mod catch_all;
 mod check;
@@ -28,7 +28,7 @@ pub use check::impact::{Impact, impact};
 pub use check::needs::{Key, Need, needs};
 pub use decode::protocol;
 pub use delegate::join;
-pub use document::{Document, Kind, Object, Parsed, nearest_kind};
+pub use document::{Document, Parsed};
 pub use export::Export;
 pub use kinds::destination_rule::{ClientTls, DestinationRule, Settings, Subset, TrafficPolicy};
 pub use kinds::gateway::{Gateway, Server};
@@ -36,6 +36,7 @@ pub use kinds::kube_service::{KubePort, KubeService, TargetPort};
 pub use kinds::mesh_config::{self, MeshConfig};
 pub use kinds::peer_authentication::PeerAuthentication;
 pub use kinds::service_entry::{EntryPort, Resolution, ServiceEntry};
+pub use kinds::service_export::ServiceExport;
 pub use kinds::sidecar::{Egress, Import, Ingress, Sidecar};
 pub use kinds::virtual_service::{
     Action, ConnectionMatch, ConnectionRoute, Delegate, Destination, Forward, MESH, Mirror, Route, RouteMatch,
@@ -43,6 +44,7 @@ pub use kinds::virtual_service::{
 };
 pub use kinds::workload_entry::WorkloadEntry;
 pub use kinds::workload_group::WorkloadGroup;
+pub use kinds::{Descriptor, Kind, Object, nearest_kind};
 pub use names::is_host;
 pub use names::is_label;
 pub use names::{MESH_SUFFIX, MOST_ALIASES, canonical, fqdn};

@@ -1,26 +1,12 @@
-//! Text -> documents: finds each document's kind, reads its metadata, and hands `spec` to the kind's decoder.
+//! Text -> documents: finds each document's kind, reads its metadata, and hands the rest to the kind's decoder.
 
 use crate::decode::{
     annotations,
-    fields::{self, Decoder, Fields, Shape, not_yet, object, read},
+    fields::{Decoder, Fields, Shape, not_yet, object, read},
 };
-use crate::kinds::{
-    destination_rule, gateway, kube_service, mesh_config, peer_authentication, service_entry, sidecar, virtual_service,
-    workload_entry, workload_group,
-};
+use crate::kinds::{Descriptor, Kind, Manifest, NOT_YET};
 use crate::yaml::{self, Key, Node, Place, Value, YamlDocument};
-use crate::{Code, Document, Kind, Object, Parsed, ROOT_NAMESPACE, Severity, export, names, nearest::suggest};
-
-/// Kinds of Istio that are known and not supported yet, by API group.
-pub(crate) const NOT_YET: &[(&str, &str)] = &[
-    ("networking.istio.io", "EnvoyFilter"),
-    ("networking.istio.io", "ProxyConfig"),
-    ("security.istio.io", "AuthorizationPolicy"),
-    ("security.istio.io", "RequestAuthentication"),
-    ("telemetry.istio.io", "Telemetry"),
-    ("extensions.istio.io", "WasmPlugin"),
-    ("extensions.istio.io", "TrafficExtension"),
-];
+use crate::{Code, Document, Parsed, Severity, names, nearest::suggest};
 
 /// API groups of Kubernetes' Gateway API: all their kinds concern routing.
 const GATEWAY_API: &[&str] = &[
@@ -50,75 +36,9 @@ const METADATA: Shape = &[
     not_yet("generateName"),
 ];
 
-/// Fields of a ServiceExport's `spec`: only its name is used.
-const SERVICE_EXPORT: Shape = &[not_yet("exportedLabels"), not_yet("exportedAnnotations")];
-
-impl Kind {
-    fn group(self) -> &'static str {
-        match self {
-            Self::PeerAuthentication => "security.istio.io",
-            Self::Service => "",
-            Self::ServiceExport => "multicluster.x-k8s.io",
-            Self::IstioOperator => "install.istio.io",
-            _ => "networking.istio.io",
-        }
-    }
-
-    fn versions(self) -> &'static [&'static str] {
-        match self {
-            Self::Service => &["v1"],
-            Self::ServiceExport => &["v1beta1", "v1alpha1"],
-            Self::PeerAuthentication => &["v1", "v1beta1"],
-            Self::IstioOperator => &["v1alpha1"],
-            _ => &["v1", "v1beta1", "v1alpha3"],
-        }
-    }
-
-    /// The namespace of a document without one.
-    fn namespace(self) -> &'static str {
-        if self == Self::IstioOperator { ROOT_NAMESPACE } else { "default" }
-    }
-
-    /// Name of a document that may omit it; empty: the name is required.
-    fn own_name(self) -> &'static str {
-        if self == Self::IstioOperator { "mesh" } else { "" }
-    }
-
-    pub(crate) fn spec(self) -> Shape {
-        match self {
-            Self::DestinationRule => destination_rule::SHAPE,
-            Self::VirtualService => virtual_service::SHAPE,
-            Self::Gateway => gateway::SHAPE,
-            Self::ServiceEntry => service_entry::SHAPE,
-            Self::WorkloadEntry => workload_entry::SHAPE,
-            Self::WorkloadGroup => workload_group::SHAPE,
-            Self::PeerAuthentication => peer_authentication::SHAPE,
-            Self::Service => kube_service::SHAPE,
-            Self::ServiceExport => SERVICE_EXPORT,
-            Self::Sidecar => sidecar::SHAPE,
-            Self::IstioOperator => mesh_config::SHAPE,
-        }
-    }
-
-    fn top(self) -> Shape {
-        const fn top(spec: Shape) -> [fields::Field; 5] {
-            [read("apiVersion"), read("kind"), object("metadata", METADATA), object("spec", spec), read("status")]
-        }
-        match self {
-            Self::DestinationRule => const { &top(destination_rule::SHAPE) },
-            Self::VirtualService => const { &top(virtual_service::SHAPE) },
-            Self::Gateway => const { &top(gateway::SHAPE) },
-            Self::ServiceEntry => const { &top(service_entry::SHAPE) },
-            Self::WorkloadEntry => const { &top(workload_entry::SHAPE) },
-            Self::WorkloadGroup => const { &top(workload_group::SHAPE) },
-            Self::PeerAuthentication => const { &top(peer_authentication::SHAPE) },
-            Self::Service => const { &top(kube_service::SHAPE) },
-            Self::ServiceExport => const { &top(SERVICE_EXPORT) },
-            Self::Sidecar => const { &top(sidecar::SHAPE) },
-            Self::IstioOperator => const { &top(mesh_config::SHAPE) },
-        }
-    }
-}
+/// A document. `spec` is decoded by the shape of its kind.
+const DOCUMENT: Shape =
+    &[read("apiVersion"), read("kind"), object("metadata", METADATA), object("spec", &[]), read("status")];
 
 /// Reads every document of a text. Problems are reported under the name `file`.
 ///
@@ -153,66 +73,26 @@ fn document(decoder: &Decoder<'_>, file: &str, found: YamlDocument) -> Option<Do
         }
     };
     let kind = kind(decoder, root.place, entries)?;
+    let descriptor = kind.descriptor();
     let null = Node { value: Value::Null, place: root.place };
-    let top = decoder.fields(&root, String::new(), kind.top());
-    let spec_node = top.node("spec").unwrap_or(&null);
-    let metadata = top.object("metadata");
-    if metadata.is_none() && kind != Kind::IstioOperator {
-        decoder.report(Severity::Error, Code::Required, top.place, "metadata", "`metadata.name` is required");
-    }
+    let document = decoder.fields(&root, String::new(), DOCUMENT);
+    let metadata = document.object("metadata");
     if let Some(metadata) = &metadata {
         annotations::check(metadata, kind);
+    } else if descriptor.identity.is_none() {
+        decoder.report(Severity::Error, Code::Required, document.place, "metadata", "`metadata.name` is required");
     }
-    let exported = metadata.as_ref().filter(|_| kind == Kind::Service).map(export::annotated).unwrap_or_default();
-    let (namespace, name, created) = match &metadata {
-        Some(metadata) => identity(metadata, kind),
-        None => (kind.namespace().to_owned(), kind.own_name().to_owned(), 0),
-    };
-    let may_be_empty = matches!(kind, Kind::PeerAuthentication | Kind::ServiceExport | Kind::IstioOperator);
-    if spec_node.value == Value::Null && !may_be_empty {
-        decoder.report(Severity::Error, Code::Required, top.place, "spec", "`spec` is required");
+    let (namespace, name, created) = identity(metadata.as_ref(), descriptor);
+    let spec = document.node("spec").unwrap_or(&null);
+    if spec.value == Value::Null && descriptor.requires_spec {
+        decoder.report(Severity::Error, Code::Required, document.place, "spec", "`spec` is required");
         return None;
     }
-    // Paths of a spec's fields are reported without `spec.`: shorter, and as in Istio's documentation.
-    let spec = decoder.fields(spec_node, String::new(), kind.spec());
-    let object = match kind {
-        Kind::DestinationRule => Object::DestinationRule(Box::new(destination_rule::decode(&spec))),
-        Kind::VirtualService => Object::VirtualService(virtual_service::decode(&spec)),
-        Kind::Gateway => Object::Gateway(gateway::decode(&spec)),
-        Kind::ServiceEntry => Object::ServiceEntry(service_entry::decode(&spec)),
-        Kind::WorkloadEntry => Object::WorkloadEntry(workload_entry::decode(&spec)),
-        Kind::WorkloadGroup => Object::WorkloadGroup(Box::new(workload_group::decode(&spec))),
-        Kind::PeerAuthentication => Object::PeerAuthentication(peer_authentication::decode(&spec)),
-        Kind::Service => Object::Service(kube_service::decode(&spec, exported)),
-        Kind::ServiceExport => Object::ServiceExport,
-        Kind::Sidecar => Object::Sidecar(Box::new(sidecar::decode(&spec))),
-        Kind::IstioOperator => Object::IstioOperator(mesh_config::decode(&spec)),
-    };
-    if kind == Kind::IstioOperator && !crate::is_root(&namespace) {
-        let text = format!("no effect on the mesh: its settings are in namespace {ROOT_NAMESPACE} or istio-system");
-        decoder.report(Severity::Warning, Code::Ineffective, top.place, "metadata", text);
-    }
-    check_names(&top, &spec, kind, (&namespace, &name), &object);
-    let line = root.place.line;
-    Some(Document { kind, namespace, name, object, yaml: text, file: file.to_owned(), line, created })
-}
-
-/// Checks of fields that depend on the object's own namespace and name.
-fn check_names(top: &Fields<'_>, spec: &Fields<'_>, kind: Kind, (namespace, name): (&str, &str), object: &Object) {
-    if let Some(export) = object.export()
-        && export.is_private()
-        && export.namespaces().into_iter().flatten().any(|name| name == namespace)
-    {
-        let text = format!("`.` and `{namespace}` are the same namespace: give only one of them");
-        match kind {
-            Kind::Service => top.report(Severity::Error, Code::InvalidValue, top.place, "metadata.annotations", text),
-            _ => spec.error("exportTo", text),
-        }
-    }
-    if kind == Kind::Gateway && !names::is_label(name) {
-        let text = format!("the name of a Gateway {}", names::LABEL_RULE);
-        top.report(Severity::Error, Code::InvalidValue, top.place, "metadata.name", text);
-    }
+    let spec = decoder.fields(spec, String::new(), descriptor.spec);
+    let manifest = Manifest { document, metadata, namespace, name, spec };
+    let object = (descriptor.decode)(&manifest);
+    let Manifest { namespace, name, .. } = manifest;
+    Some(Document { namespace, name, object, yaml: text, file: file.to_owned(), line: root.place.line, created })
 }
 
 /// The kind of a document; if it is not supported, reports it and returns `None`.
@@ -230,12 +110,13 @@ fn kind(decoder: &Decoder<'_>, place: Place, entries: &[(Key, Node)]) -> Option<
     let (version, kind) = (text("apiVersion"), text("kind"));
     let ((api, api_place), (name, kind_place)) = (version?, kind?);
     let (group, version) = api.split_once('/').unwrap_or(("", api));
-    if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == name && kind.group() == group) {
-        if kind.versions().contains(&version) {
+    if let Some(kind) = Kind::ALL.iter().copied().find(|kind| kind.name() == name && kind.descriptor().group == group) {
+        if kind.descriptor().versions.contains(&version) {
             return Some(kind);
         }
         let prefix = if group.is_empty() { String::new() } else { format!("{group}/") };
-        let known: Vec<String> = kind.versions().iter().map(|version| format!("{prefix}{version}")).collect();
+        let known: Vec<String> =
+            kind.descriptor().versions.iter().map(|version| format!("{prefix}{version}")).collect();
         let text = format!("unknown `apiVersion: {api}` of {name}; known are {}", known.join(", "));
         decoder.report(Severity::Error, Code::UnknownKind, api_place, "apiVersion", text);
     } else if NOT_YET.contains(&(group, name)) {
@@ -251,7 +132,10 @@ fn kind(decoder: &Decoder<'_>, place: Place, entries: &[(Key, Node)]) -> Option<
         let text = format!("kind {name} of {group} is not supported yet; known is ServiceExport");
         decoder.report(Severity::Error, Code::NotSupported, kind_place, "kind", text);
     } else if group.ends_with("istio.io") {
-        let ours = Kind::ALL.iter().filter(|kind| !kind.group().is_empty()).map(|kind| (kind.group(), kind.name()));
+        let ours = Kind::ALL
+            .iter()
+            .filter(|kind| !kind.descriptor().group.is_empty())
+            .map(|kind| (kind.descriptor().group, kind.name()));
         let all: Vec<(&str, &str)> = ours.chain(NOT_YET.iter().copied()).collect();
         let text = match all.iter().find(|(_, known)| *known == name) {
             Some((right, _)) => format!("unknown `apiVersion: {api}` of {name}: its group is {right}"),
@@ -279,17 +163,18 @@ fn kind(decoder: &Decoder<'_>, place: Place, entries: &[(Key, Node)]) -> Option<
 }
 
 /// Namespace, name and age.
-fn identity(metadata: &Fields<'_>, kind: Kind) -> (String, String, u64) {
-    let name = match kind.own_name() {
-        "" => metadata.required_string("name"),
-        // The kind's own name, if the metadata have none.
-        own => metadata.string("name").filter(|name| !name.is_empty()).unwrap_or_else(|| own.to_owned()),
-    };
+fn identity(metadata: Option<&Fields<'_>>, descriptor: &Descriptor) -> (String, String, u64) {
+    let (default_namespace, default_name) = descriptor.identity.unwrap_or(("default", ""));
+    let Some(metadata) = metadata else { return (default_namespace.to_owned(), default_name.to_owned(), 0) };
+    if descriptor.identity.is_none() {
+        metadata.require("name");
+    }
+    let name = metadata.string("name").filter(|name| !name.is_empty()).unwrap_or_else(|| default_name.to_owned());
     if !name.is_empty() && !names::is_subdomain(&name) {
         metadata.error("name", format!("`{name}` is not a name: lower-case letters, digits, hyphens and dots"));
     }
     let namespace = metadata.string("namespace").filter(|namespace| !namespace.is_empty());
-    let namespace = namespace.unwrap_or_else(|| kind.namespace().to_owned());
+    let namespace = namespace.unwrap_or_else(|| default_namespace.to_owned());
     if !names::is_label(&namespace) {
         metadata
             .error("namespace", format!("`{namespace}` is not a namespace: lower-case letters, digits and hyphens"));

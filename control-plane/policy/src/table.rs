@@ -3,9 +3,8 @@
 //!
 //! Objects of one shape are one row, however many places they have: the policy of a subset is that of its rule.
 
-use crate::Kind;
 use crate::decode::fields::{Is, Shape};
-use crate::parse::NOT_YET;
+use crate::kinds::{Kind, NOT_YET};
 
 /// An object of a kind's `spec`, and its fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +27,7 @@ pub struct Row {
 /// All objects of all kinds, each kind's `spec` first and then its inner objects, in the order of the shapes.
 pub fn field_table() -> Vec<Row> {
     let mut shapes = Vec::new();
-    for kind in Kind::ALL {
+    for &kind in Kind::ALL {
         of_kind(kind, &mut shapes);
     }
     shapes.into_iter().map(|(_, row)| row).collect()
@@ -44,7 +43,7 @@ const FEW: usize = 2;
 
 fn of_kind(kind: Kind, shapes: &mut Vec<(Shape, Row)>) {
     // Breadth first, so that the place nearest to `spec` is an object's first.
-    let mut next = vec![(String::new(), kind.spec())];
+    let mut next = vec![(String::new(), kind.descriptor().spec)];
     while !next.is_empty() {
         for (path, shape) in std::mem::take(&mut next) {
             let of_kind = |row: &Row| row.kind == kind.name();

@@ -119,7 +119,7 @@ pub(super) fn get(mesh: &Mesh, request: &v1::GetRequest) -> v1::GetReply {
     let kept = kept.iter().map(|d| (d.as_ref(), format!("file {} (emptied or removed)", d.file)));
     let all = from_folder.chain(from_api).chain(kept);
     let objects = all.filter(|(d, _)| matches(&wanted, d)).map(|(d, source)| v1::Object {
-        object: Some(ObjectName { kind: d.kind.to_string(), namespace: d.namespace.clone(), name: d.name.clone() }),
+        object: Some(ObjectName { kind: d.kind().to_string(), namespace: d.namespace.clone(), name: d.name.clone() }),
         yaml: d.yaml.clone(),
         source,
     });
@@ -174,7 +174,7 @@ pub(super) async fn delete(mesh: &Mesh, request: v1::DeleteRequest) -> Result<v1
 /// Whether `wanted` selects a document.
 fn matches(wanted: &ObjectName, document: &Document) -> bool {
     let is = |wanted: &str, found: &str| wanted.is_empty() || wanted.eq_ignore_ascii_case(found);
-    is(&wanted.kind, document.kind.name())
+    is(&wanted.kind, document.kind().name())
         && (wanted.namespace.is_empty() || wanted.namespace == document.namespace)
         && (wanted.name.is_empty() || wanted.name == document.name)
 }

@@ -39,7 +39,7 @@ pub fn effective(sources: &[&dyn PolicySource]) -> Vec<Arc<Document>> {
     let mut seen: HashSet<(Kind, &str, &str)> = HashSet::new();
     let mut documents = Vec::new();
     for document in present.chain(withdrawn) {
-        if seen.insert((document.kind, &document.namespace, &document.name)) {
+        if seen.insert((document.kind(), &document.namespace, &document.name)) {
             documents.push(document.clone());
         }
     }

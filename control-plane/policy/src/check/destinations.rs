@@ -164,7 +164,7 @@ impl<'a> Ports<'a> {
                 let first = *ports.documents.entry(host.clone()).or_insert(document);
                 // ServiceEntries of a host and namespace are joined. Between namespaces the choice depends on the
                 // client.
-                if first.kind == document.kind {
+                if first.kind() == document.kind() {
                     ports.numbers.entry(host).or_default().extend(&numbers);
                 }
             }

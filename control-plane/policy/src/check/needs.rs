@@ -42,7 +42,7 @@ pub fn needs(withdrawn: &[&Document], rest: &[&Document], offers: &dyn Fn(&str) 
         withdrawn: Withdrawn::of(withdrawn),
         before: (Rules::of(&before), Ports::of(&before)),
         after: (Rules::of(rest), Ports::of(rest)),
-        rest: rest.iter().map(|document| (document.kind, &*document.namespace, &*document.name)).collect(),
+        rest: rest.iter().map(|document| (document.kind(), &*document.namespace, &*document.name)).collect(),
         offers,
     };
     for document in rest {
@@ -69,7 +69,7 @@ impl<'a> Withdrawn<'a> {
     fn of(documents: &[&'a Document]) -> Self {
         let mut withdrawn = Withdrawn::default();
         for document in documents {
-            withdrawn.names.insert((document.kind, &document.namespace, &document.name), document);
+            withdrawn.names.insert((document.kind(), &document.namespace, &document.name), document);
             match &document.object {
                 Object::DestinationRule(rule) => {
                     let subsets = rule.subsets.iter().map(|subset| subset.name.as_str()).collect();

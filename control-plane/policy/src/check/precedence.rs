@@ -117,7 +117,7 @@ impl<'a> Entries<'a> {
 
 /// Whether the two are different objects: two versions of one object are reported as duplicates elsewhere.
 fn is_other(first: &Document, second: &Document) -> bool {
-    (first.kind, &first.namespace, &first.name) != (second.kind, &second.namespace, &second.name)
+    (first.kind(), &first.namespace, &first.name) != (second.kind(), &second.namespace, &second.name)
 }
 
 /// The VirtualService in effect by host and audience: for a client's namespace a private one takes precedence over one

@@ -85,9 +85,6 @@ const KNOWN: &[&str] = &[
     "traffic.sidecar.istio.io/kubevirtInterfaces",
 ];
 
-/// Annotations with an effect here, and their kinds.
-const READ: &[(&str, Kind)] = &[("networking.istio.io/exportTo", Kind::Service)];
-
 /// Warns of unknown annotations of Istio, and mentions those that have no effect here.
 pub(crate) fn check(metadata: &Fields<'_>, kind: Kind) {
     for (key, _) in metadata.map("annotations") {
@@ -95,7 +92,7 @@ pub(crate) fn check(metadata: &Fields<'_>, kind: Kind) {
         if group != "istio.io" && !group.ends_with(".istio.io") {
             continue;
         }
-        if READ.contains(&(key.name.as_str(), kind)) {
+        if kind.descriptor().annotations.contains(&key.name.as_str()) {
             continue;
         }
         let path = format!("annotations.{}", key.name);

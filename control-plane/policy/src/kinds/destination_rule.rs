@@ -8,14 +8,29 @@ use std::collections::{BTreeMap, HashSet};
 
 use weft_proto::v1;
 
-use crate::decode::fields::{Fields, Shape, explicit, object, read};
-use crate::kinds::connection_pool;
+use super::{Content, Descriptor, Manifest, NETWORKING, NETWORKING_VERSIONS, Object};
+use crate::decode::{
+    connection_pool,
+    fields::{Fields, Shape, explicit, object, read},
+};
 use crate::{
     export::{self, Export},
     names,
 };
 
 pub use tls::ClientTls;
+
+pub(super) static DESCRIPTOR: Descriptor = Descriptor {
+    group: NETWORKING,
+    versions: NETWORKING_VERSIONS,
+    plural: "destinationrules",
+    short_names: &["dr"],
+    spec: SHAPE,
+    requires_spec: true,
+    identity: None,
+    annotations: &[],
+    decode: |manifest| Object::DestinationRule(Box::new(decode(manifest))),
+};
 
 /// A DestinationRule's `spec`.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,7 +117,7 @@ const TRAFFIC_POLICY: Shape = &[
     object("retryBudget", &[explicit("percent"), explicit("minRetryConcurrency"), read("budgetInterval")]),
 ];
 /// Fields of `spec`.
-pub(crate) const SHAPE: Shape = &[
+const SHAPE: Shape = &[
     read("host"),
     object("trafficPolicy", TRAFFIC_POLICY),
     object("subsets", &[read("name"), read("labels"), object("trafficPolicy", TRAFFIC_POLICY)]),
@@ -110,8 +125,19 @@ pub(crate) const SHAPE: Shape = &[
     object("workloadSelector", &[read("matchLabels")]),
 ];
 
+impl Content for DestinationRule {
+    fn hosts(&self) -> &[String] {
+        std::slice::from_ref(&self.host)
+    }
+
+    fn export(&self) -> Option<&Export> {
+        Some(&self.export)
+    }
+}
+
 /// Reads `spec`.
-pub(crate) fn decode(spec: &Fields<'_>) -> DestinationRule {
+fn decode(manifest: &Manifest<'_>) -> DestinationRule {
+    let spec = &manifest.spec;
     let host = spec.required_string("host");
     if !host.is_empty() && host != "*" && !names::is_host_or_wildcard(&host) {
         spec.error(
@@ -119,7 +145,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> DestinationRule {
             format!("`host`: `{host}` is not a host name; write a service's name, a full name, *.suffix or *-suffix"),
         );
     }
-    let export = export::decode(spec);
+    let export = export::decode(spec, &manifest.namespace);
     let selector = spec.object("workloadSelector").map(|selector| selector.labels("matchLabels")).unwrap_or_default();
     if !selector.is_empty() && spec.strings("exportTo").iter().any(|(name, _)| name != ".") {
         let text =

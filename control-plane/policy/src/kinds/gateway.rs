@@ -7,9 +7,22 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use weft_proto::v1;
 
+use super::{Content, Descriptor, Manifest, NETWORKING, NETWORKING_VERSIONS, Object};
 use crate::decode::fields::{Fields, Shape, object, read, refused};
-use crate::names;
+use crate::{Code, Severity, names};
 use tls::{CERTIFICATES, Mode, mode, termination};
+
+pub(super) static DESCRIPTOR: Descriptor = Descriptor {
+    group: NETWORKING,
+    versions: NETWORKING_VERSIONS,
+    plural: "gateways",
+    short_names: &["gw"],
+    spec: SHAPE,
+    requires_spec: true,
+    identity: None,
+    annotations: &[],
+    decode: |manifest| Object::Gateway(decode(manifest)),
+};
 
 /// A Gateway's `spec`.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,7 +55,7 @@ pub struct Server {
 }
 
 /// Fields of `spec`.
-pub(crate) const SHAPE: Shape = &[
+const SHAPE: Shape = &[
     read("selector"),
     object(
         "servers",
@@ -65,8 +78,15 @@ pub(crate) const SHAPE: Shape = &[
     ),
 ];
 
+impl Content for Gateway {}
+
 /// Reads `spec`.
-pub(crate) fn decode(spec: &Fields<'_>) -> Gateway {
+fn decode(manifest: &Manifest<'_>) -> Gateway {
+    let spec = &manifest.spec;
+    if !names::is_label(&manifest.name) {
+        let (document, text) = (&manifest.document, format!("the name of a Gateway {}", names::LABEL_RULE));
+        document.report(Severity::Error, Code::InvalidValue, document.place, "metadata.name", text);
+    }
     let selector = spec.labels("selector");
     let servers: Vec<Server> = spec.objects("servers").iter().map(server).collect();
     if servers.is_empty() {

@@ -7,11 +7,27 @@ use std::{
 
 use weft_proto::v1;
 
+use super::{Content, Descriptor, Manifest, Object};
 use crate::decode::{
     fields::{Fields, Shape, not_yet, object, read},
     protocol,
 };
-use crate::{export::Export, names};
+use crate::{
+    export::{self, Export},
+    names,
+};
+
+pub(super) static DESCRIPTOR: Descriptor = Descriptor {
+    group: "",
+    versions: &["v1"],
+    plural: "services",
+    short_names: &["svc"],
+    spec: SHAPE,
+    requires_spec: true,
+    identity: None,
+    annotations: &[export::ANNOTATION],
+    decode: |manifest| Object::Service(decode(manifest)),
+};
 
 /// A Service's `spec`.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,7 +73,7 @@ pub enum TargetPort {
 
 /// Fields of `spec`. The fields for access from outside the cluster and for address families do not concern calls
 /// within the mesh: they are accepted and change nothing, as in Istio.
-pub(crate) const SHAPE: Shape = &[
+const SHAPE: Shape = &[
     object(
         "ports",
         &[read("name"), read("port"), read("targetPort"), read("protocol"), read("appProtocol"), read("nodePort")],
@@ -83,8 +99,15 @@ pub(crate) const SHAPE: Shape = &[
     not_yet("trafficDistribution"),
 ];
 
-/// Reads `spec`; `export` is the `exportTo` of the metadata.
-pub(crate) fn decode(spec: &Fields<'_>, export: Export) -> KubeService {
+impl Content for KubeService {
+    fn export(&self) -> Option<&Export> {
+        Some(&self.export)
+    }
+}
+
+/// Reads `spec`, and the `exportTo` of the metadata.
+fn decode(manifest: &Manifest<'_>) -> KubeService {
+    let spec = &manifest.spec;
     let refused = [("sessionAffinity", "ClientIP"), ("internalTrafficPolicy", "Local")];
     for (name, value) in refused {
         if spec.string(name).as_deref() == Some(value) {
@@ -108,7 +131,7 @@ pub(crate) fn decode(spec: &Fields<'_>, export: Export) -> KubeService {
         spec.error("ports", "`ports` must name at least one port");
     }
     KubeService {
-        export,
+        export: export::decode_annotation(manifest),
         ports,
         selector: spec.labels("selector"),
         cluster_ip,

@@ -10,9 +10,20 @@ use std::borrow::Cow;
 
 use weft_proto::v1;
 
-use crate::{Document, Export, Object, is_root};
+use super::{Content, Descriptor, Object};
+use crate::{Document, Export, ROOT_NAMESPACE, is_root};
 
-pub(crate) use decode::{SHAPE, decode};
+pub(super) static DESCRIPTOR: Descriptor = Descriptor {
+    group: "install.istio.io",
+    versions: &["v1alpha1"],
+    plural: "istiooperators",
+    short_names: &["iop"],
+    spec: decode::SHAPE,
+    requires_spec: false,
+    identity: Some((ROOT_NAMESPACE, "mesh")),
+    annotations: &[],
+    decode: |manifest| Object::IstioOperator(decode::decode(manifest)),
+};
 
 /// The supported fields of `meshConfig`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -46,6 +57,8 @@ pub struct MeshConfig {
     /// `trustDomain`; must be the mesh's.
     pub trust_domain: Option<String>,
 }
+
+impl Content for Option<Box<MeshConfig>> {}
 
 /// The mesh's settings in a document, if it has them.
 pub fn of(document: &Document) -> Option<&MeshConfig> {

@@ -4,7 +4,20 @@ use std::collections::BTreeMap;
 
 use weft_proto::v1;
 
+use super::{Content, Descriptor, Object, SECURITY};
 use crate::decode::fields::{Fields, Shape, object, read};
+
+pub(super) static DESCRIPTOR: Descriptor = Descriptor {
+    group: SECURITY,
+    versions: &["v1", "v1beta1"],
+    plural: "peerauthentications",
+    short_names: &["pa"],
+    spec: SHAPE,
+    requires_spec: false,
+    identity: None,
+    annotations: &[],
+    decode: |manifest| Object::PeerAuthentication(decode(&manifest.spec)),
+};
 
 /// A PeerAuthentication's `spec`.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,11 +32,12 @@ pub struct PeerAuthentication {
 
 const MTLS: Shape = &[read("mode")];
 /// Fields of `spec`.
-pub(crate) const SHAPE: Shape =
-    &[object("selector", &[read("matchLabels")]), object("mtls", MTLS), object("portLevelMtls", MTLS)];
+const SHAPE: Shape = &[object("selector", &[read("matchLabels")]), object("mtls", MTLS), object("portLevelMtls", MTLS)];
+
+impl Content for PeerAuthentication {}
 
 /// Reads `spec`.
-pub(crate) fn decode(spec: &Fields<'_>) -> PeerAuthentication {
+fn decode(spec: &Fields<'_>) -> PeerAuthentication {
     let selector = spec.object("selector").map(|selector| selector.labels("matchLabels")).unwrap_or_default();
     let mut ports = BTreeMap::new();
     for (key, fields) in spec.object_map("portLevelMtls") {

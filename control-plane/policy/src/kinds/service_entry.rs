@@ -7,6 +7,7 @@ use std::{
 
 use weft_proto::v1;
 
+use super::{Content, Descriptor, Manifest, NETWORKING, NETWORKING_VERSIONS, Object};
 use crate::decode::{
     fields::{Fields, Shape, object, read},
     protocol,
@@ -17,6 +18,18 @@ use crate::{
     export::{self, Export},
     names,
     nearest::suggest,
+};
+
+pub(super) static DESCRIPTOR: Descriptor = Descriptor {
+    group: NETWORKING,
+    versions: NETWORKING_VERSIONS,
+    plural: "serviceentries",
+    short_names: &["se"],
+    spec: SHAPE,
+    requires_spec: true,
+    identity: None,
+    annotations: &[],
+    decode: |manifest| Object::ServiceEntry(decode(manifest)),
 };
 
 /// A ServiceEntry's `spec`.
@@ -90,7 +103,7 @@ pub struct EntryPort {
 }
 
 /// Fields of `spec`.
-pub(crate) const SHAPE: Shape = &[
+const SHAPE: Shape = &[
     read("hosts"),
     read("addresses"),
     object("ports", &[read("number"), read("name"), read("protocol"), read("targetPort")]),
@@ -102,8 +115,19 @@ pub(crate) const SHAPE: Shape = &[
     read("subjectAltNames"),
 ];
 
+impl Content for ServiceEntry {
+    fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    fn export(&self) -> Option<&Export> {
+        Some(&self.export)
+    }
+}
+
 /// Reads `spec`.
-pub(crate) fn decode(spec: &Fields<'_>) -> ServiceEntry {
+fn decode(manifest: &Manifest<'_>) -> ServiceEntry {
+    let spec = &manifest.spec;
     let resolution = resolution(spec);
     let hosts = hosts(spec, resolution);
     let addresses = spec.strings("addresses").into_iter().filter_map(|(text, place)| {
@@ -119,7 +143,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> ServiceEntry {
     });
     let addresses = addresses.collect();
     let external = spec.one_of("location", &[("MESH_EXTERNAL", true), ("MESH_INTERNAL", false)]).unwrap_or(true);
-    let export = export::decode(spec);
+    let export = export::decode(spec, &manifest.namespace);
     let entry = ServiceEntry {
         export,
         hosts,

@@ -5,13 +5,26 @@ use std::net::SocketAddr;
 
 use weft_proto::v1;
 
+use super::{Content, Descriptor, NETWORKING, NETWORKING_VERSIONS, Object};
 use crate::decode::{
+    connection_pool,
     fields::{Fields, Shape, object, read, refused},
     protocol,
 };
-use crate::kinds::connection_pool;
 use crate::yaml::Place;
-use crate::{Document, Object, canonical, covers, names, nearest::suggest};
+use crate::{Document, canonical, covers, names, nearest::suggest};
+
+pub(super) static DESCRIPTOR: Descriptor = Descriptor {
+    group: NETWORKING,
+    versions: NETWORKING_VERSIONS,
+    plural: "sidecars",
+    short_names: &[],
+    spec: SHAPE,
+    requires_spec: true,
+    identity: None,
+    annotations: &[],
+    decode: |manifest| Object::Sidecar(Box::new(decode(&manifest.spec))),
+};
 
 /// A Sidecar's `spec`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -65,7 +78,7 @@ pub struct Ingress {
 const NO_LISTENER: &str = "connections are redirected; other programs use `weft-sidecar run --http-proxy ADDRESS`";
 const PORT: Shape = &[read("number"), read("protocol"), read("name"), read("targetPort")];
 /// Fields of `spec`.
-pub(crate) const SHAPE: Shape = &[
+const SHAPE: Shape = &[
     object("workloadSelector", &[read("labels")]),
     object("egress", &[object("port", PORT), read("hosts"), refused("bind", NO_LISTENER), read("captureMode")]),
     object(
@@ -95,8 +108,10 @@ pub(crate) const SHAPE: Shape = &[
     ),
 ];
 
+impl Content for Sidecar {}
+
 /// Reads `spec` of a document in `namespace`.
-pub(crate) fn decode(spec: &Fields<'_>) -> Sidecar {
+fn decode(spec: &Fields<'_>) -> Sidecar {
     let egress: Vec<Egress> = spec.objects("egress").iter().map(decode_egress).collect();
     let mut ports = BTreeSet::new();
     for (at, one) in egress.iter().enumerate() {

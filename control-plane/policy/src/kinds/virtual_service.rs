@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use weft_core::names::patterns;
 use weft_proto::v1;
 
+use super::{Content, Descriptor, Manifest, NETWORKING, NETWORKING_VERSIONS, Object};
 use crate::decode::fields::{Fields, Shape, explicit, object, read};
 use crate::{
     export::{self, Export},
@@ -24,6 +25,18 @@ pub use connection::{ConnectionMatch, ConnectionRoute};
 use crate::yaml::Place;
 
 pub(crate) use matching::covers;
+
+pub(super) static DESCRIPTOR: Descriptor = Descriptor {
+    group: NETWORKING,
+    versions: NETWORKING_VERSIONS,
+    plural: "virtualservices",
+    short_names: &["vs"],
+    spec: SHAPE,
+    requires_spec: true,
+    identity: None,
+    annotations: &[],
+    decode: |manifest| Object::VirtualService(decode(manifest)),
+};
 
 /// A VirtualService's `spec`.
 #[derive(Clone, Debug, PartialEq)]
@@ -245,7 +258,7 @@ const HTTP: Shape = &[
     object("delegate", &[read("name"), read("namespace")]),
 ];
 /// Fields of `spec`.
-pub(crate) const SHAPE: Shape = &[
+const SHAPE: Shape = &[
     read("hosts"),
     read("gateways"),
     object("http", HTTP),
@@ -254,8 +267,19 @@ pub(crate) const SHAPE: Shape = &[
     read("exportTo"),
 ];
 
+impl Content for VirtualService {
+    fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    fn export(&self) -> Option<&Export> {
+        Some(&self.export)
+    }
+}
+
 /// Reads `spec`.
-pub(crate) fn decode(spec: &Fields<'_>) -> VirtualService {
+fn decode(manifest: &Manifest<'_>) -> VirtualService {
+    let spec = &manifest.spec;
     let mut hosts: Vec<String> = Vec::new();
     let mut hosts_with_places: Vec<(String, Place)> = Vec::new();
     let gateways: Vec<String> = spec.strings("gateways").into_iter().map(|(gateway, _)| gateway).collect();
@@ -278,7 +302,7 @@ pub(crate) fn decode(spec: &Fields<'_>) -> VirtualService {
             spec.error_at(place, format!("`{gateway}` is not a gateway: mesh, a name, or namespace/name"));
         }
     }
-    let export = export::decode(spec);
+    let export = export::decode(spec, &manifest.namespace);
     let http: Vec<Route> = spec.objects("http").iter().map(route).collect();
     let tls: Vec<ConnectionRoute> = spec
         .objects("tls")

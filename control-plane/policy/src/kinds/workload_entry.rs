@@ -3,8 +3,21 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use super::{Content, Descriptor, NETWORKING, NETWORKING_VERSIONS, Object};
 use crate::decode::fields::{Fields, Shape, read, refused};
 use crate::names;
+
+pub(super) static DESCRIPTOR: Descriptor = Descriptor {
+    group: NETWORKING,
+    versions: NETWORKING_VERSIONS,
+    plural: "workloadentries",
+    short_names: &["we"],
+    spec: SHAPE,
+    requires_spec: true,
+    identity: None,
+    annotations: &[],
+    decode: |manifest| Object::WorkloadEntry(decode(&manifest.spec)),
+};
 
 /// A WorkloadEntry's `spec`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -36,6 +49,8 @@ pub(crate) const SHAPE: Shape = &[
 
 /// The reason why `network` is an error.
 pub(crate) const NETWORK: &str = "other networks are other data centres here, and are reached through their gateways";
+
+impl Content for WorkloadEntry {}
 
 /// Reads it.
 pub(crate) fn decode(fields: &Fields<'_>) -> WorkloadEntry {

@@ -5,9 +5,22 @@ use std::collections::BTreeMap;
 use http::{HeaderValue, Uri};
 use weft_proto::v1::{self, probe::Kind};
 
+use super::{Content, Descriptor, NETWORKING, NETWORKING_VERSIONS, Object};
 use crate::decode::fields::{Fields, Shape, object, read, refused};
 use crate::kinds::workload_entry;
 use crate::{WorkloadEntry, names};
+
+pub(super) static DESCRIPTOR: Descriptor = Descriptor {
+    group: NETWORKING,
+    versions: NETWORKING_VERSIONS,
+    plural: "workloadgroups",
+    short_names: &["wg"],
+    spec: SHAPE,
+    requires_spec: true,
+    identity: None,
+    annotations: &[],
+    decode: |manifest| Object::WorkloadGroup(Box::new(decode(&manifest.spec))),
+};
 
 /// A WorkloadGroup's `spec`.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +35,7 @@ pub struct WorkloadGroup {
 const DEFAULT_ACCOUNT: &str = "default";
 
 /// Fields of `spec`.
-pub(crate) const SHAPE: Shape = &[
+const SHAPE: Shape = &[
     object("metadata", &[read("labels"), read("annotations")]),
     object(
         "template",
@@ -63,8 +76,10 @@ const PROBE: Shape = &[
 /// The kinds of a probe.
 const KINDS: [&str; 4] = ["httpGet", "tcpSocket", "exec", "grpc"];
 
+impl Content for WorkloadGroup {}
+
 /// Reads `spec`.
-pub(crate) fn decode(spec: &Fields<'_>) -> WorkloadGroup {
+fn decode(spec: &Fields<'_>) -> WorkloadGroup {
     spec.require("template");
     let mut template = spec.object("template").map(|fields| workload_entry::template(&fields)).unwrap_or_default();
     if template.service_account.is_empty() {

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use weft_proto::v1::{MtlsMode, Protocol};
 
 use super::*;
-use crate::{PeerAuthentication, Resolution, TargetPort};
+use crate::{Object, PeerAuthentication, Resolution, TargetPort};
 
 /// Problems of a text, one a line.
 fn problems(text: &str) -> Vec<String> {
@@ -16,10 +16,10 @@ fn object(kind: &str, spec: &str) -> Object {
 }
 
 fn head(kind: &str, spec: &str) -> String {
-    let group = match kind {
-        "Service" => "",
-        "PeerAuthentication" => "security.istio.io/",
-        _ => "networking.istio.io/",
+    let known = Kind::ALL.iter().find(|known| known.name() == kind).unwrap();
+    let group = match known.descriptor().group {
+        "" => String::new(),
+        group => format!("{group}/"),
     };
     format!("apiVersion: {group}v1\nkind: {kind}\nmetadata: {{name: a}}\nspec: {spec}\n")
 }

@@ -103,7 +103,7 @@ fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)> {
             vec![(None, compiled(&v1::Service { ports: vec![port], ..cluster(&settings) }))]
         }
         // An endpoint of any ServiceEntry that selects it; the decoder has checked all of its fields.
-        Object::WorkloadEntry(_) | Object::WorkloadGroup(_) | Object::ServiceExport => Vec::new(),
+        Object::WorkloadEntry(_) | Object::WorkloadGroup(_) | Object::ServiceExport(_) => Vec::new(),
     };
     // Only the part of the path that the author knows: the messages around it are internal.
     let told = |error: CompileError| {

@@ -33,7 +33,7 @@ pub fn warnings(world: &World, complete: bool) -> Vec<Problem> {
                 view.of_routes(document, service, &mut findings);
                 reachability::of_routes(world, document, service, &mut findings);
             }
-            Object::ServiceExport if complete => view.of_export(document, &mut findings),
+            Object::ServiceExport(_) if complete => view.of_export(document, &mut findings),
             _ => {}
         }
     }
@@ -107,7 +107,7 @@ fn workloads(world: &World) -> Vec<Finding<'_>> {
         }
         used.extend(picked.into_iter().map(|name| (document.namespace.as_str(), name)));
     }
-    for document in world.documents().filter(|document| document.kind == Kind::WorkloadEntry) {
+    for document in world.documents().filter(|document| document.kind() == Kind::WorkloadEntry) {
         if !used.contains(&(document.namespace.as_str(), document.name.as_str())) {
             let text = "no ServiceEntry of its namespace selects it: it is not an endpoint of any host";
             findings.push(Finding::warning(document, "labels", Code::NoWorkload, text));

@@ -259,7 +259,7 @@ impl World {
         removed.iter().chain(&came).for_each(|document| self.touch(document, &mut changed));
         // The addresses of hosts are names too.
         let routes_tell = self.policies.has_sidecars();
-        let addressed = |document: &Arc<Document>| match document.kind {
+        let addressed = |document: &Arc<Document>| match document.kind() {
             Kind::ServiceEntry | Kind::WorkloadEntry | Kind::Service => true,
             // Clients that import a host also see its routes' destinations and the other hosts of its routes.
             Kind::VirtualService => routes_tell,
@@ -352,7 +352,7 @@ impl World {
             }
             Object::Gateway(_) => changed.all = true,
             Object::ServiceEntry(entry) => changed.hosts.extend(entry.hosts.iter().cloned()),
-            Object::Service(_) | Object::ServiceExport => {
+            Object::Service(_) | Object::ServiceExport(_) => {
                 changed.hosts.insert(fqdn(&document.name, &document.namespace));
             }
             Object::WorkloadEntry(workload) => {

@@ -131,7 +131,7 @@ impl Policies {
                     self.mesh = Some(document.clone());
                 }
             }
-            Object::ServiceExport => {
+            Object::ServiceExport(_) => {
                 self.exports.insert(fqdn(&document.name, namespace));
             }
         }

@@ -6,17 +6,20 @@
 use weft_proto::v1;
 
 use super::MeshConfig;
-use crate::decode::fields::{Fields, Shape, not_yet, object, read, refused, skipped};
-use crate::kinds::{
+use crate::decode::{
     connection_pool,
+    fields::{Fields, Shape, not_yet, object, read, refused, skipped},
+};
+use crate::kinds::{
+    Manifest,
     destination_rule::{self, load_balancer},
     sidecar,
     virtual_service::response,
 };
-use crate::{ROOT_NAMESPACE, export, is_root};
+use crate::{Code, ROOT_NAMESPACE, Severity, export, is_root};
 
 /// Fields of `spec`.
-pub(crate) const SHAPE: Shape = &[
+pub(super) const SHAPE: Shape = &[
     object("meshConfig", MESH_CONFIG),
     skipped("profile"),
     skipped("installPackagePath"),
@@ -142,7 +145,12 @@ const PROXY_CONFIG: Shape = &[
 ];
 
 /// Reads `spec`; `None`: it has no setting of the mesh.
-pub(crate) fn decode(spec: &Fields<'_>) -> Option<Box<MeshConfig>> {
+pub(super) fn decode(manifest: &Manifest<'_>) -> Option<Box<MeshConfig>> {
+    let Manifest { document, spec, .. } = manifest;
+    if !is_root(&manifest.namespace) {
+        let text = format!("no effect on the mesh: its settings are in namespace {ROOT_NAMESPACE} or istio-system");
+        document.report(Severity::Warning, Code::Ineffective, document.place, "metadata", text);
+    }
     if spec.has("values") {
         match spec.map("values").iter().find(|(key, _)| key.name == "meshConfig") {
             Some((key, _)) => spec.error_at(key.place, "write `values.meshConfig` as `meshConfig` of `spec`"),

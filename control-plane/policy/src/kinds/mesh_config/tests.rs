@@ -189,7 +189,7 @@ fn documents_without_export_to_get_the_meshs() {
     assert_eq!(problem_lines(&parsed), Vec::<String>::new());
     let found = exported(&parsed.documents.iter().collect::<Vec<_>>());
     let of = |name: &str| {
-        let document = found.iter().find(|document| document.name == name && document.kind != Kind::IstioOperator);
+        let document = found.iter().find(|document| document.name == name && document.kind() != Kind::IstioOperator);
         let export = document.unwrap().object.export().unwrap();
         export.namespaces().map(|namespaces| namespaces.collect::<Vec<_>>().join(" ")).unwrap_or("*".to_owned())
     };

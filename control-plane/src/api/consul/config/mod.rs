@@ -219,7 +219,7 @@ fn checked(consul: &Consul, service: &str, namespace: &str, chain: &Chain) -> Re
     }
     let others = || folder.iter().chain(&api).filter(|held| held.name != policies::name(service));
     for document in &documents {
-        let owner = others().find(|held| held.kind == document.kind && is_about(held, &host));
+        let owner = others().find(|held| held.kind() == document.kind() && is_about(held, &host));
         if let Some(owner) = owner {
             let text = format!("{} already routes requests to {service:?}: remove it first", owner.reference());
             return Err(Refused::new(StatusCode::CONFLICT, text));

@@ -20,7 +20,7 @@ async fn send(fixture: &Fixture, caller: &Caller, method: &str, uri: &str, body:
 /// The text of the one policy of a kind.
 fn policy(fixture: &Fixture, kind: &str) -> Option<Value> {
     let (_, api) = fixture.consul.mesh.policies();
-    let found = api.iter().find(|document| document.kind.name() == kind)?;
+    let found = api.iter().find(|document| document.kind().name() == kind)?;
     Some(serde_json::from_str(&found.yaml).unwrap())
 }
 

@@ -1,4 +1,4 @@
-//! `connectionPool` of a DestinationRule.
+//! `connectionPool` of DestinationRules, Sidecars and the mesh.
 
 use weft_proto::v1;
 
