@@ -15,7 +15,7 @@ pub struct Document {
     pub yaml: String,
     /// File it came from.
     pub file: String,
-    /// Line of its first field.
+    /// Line of its first field; 0: it is an object of Kubernetes, and `file` its reference.
     pub line: u32,
     /// Age: of two with the same claim, the smaller wins. From `creationTimestamp` (Unix seconds) if present, else set
     /// by the source; ties go by namespace and name.

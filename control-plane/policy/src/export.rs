@@ -67,6 +67,13 @@ impl Export {
         repeats.then(|| format!("`.` and `{namespace}` are the same namespace: give only one of them"))
     }
 
+    /// That of a Service of Kubernetes, by its annotations. Names that are no namespaces select none.
+    pub fn of_annotations(annotations: &std::collections::BTreeMap<String, String>) -> Export {
+        let Some(text) = annotations.get(ANNOTATION) else { return Export::default() };
+        let names: BTreeSet<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+        Export { is_explicit: true, namespaces: (!names.contains("*")).then_some(names) }
+    }
+
     /// Whether the document has the field.
     pub fn is_written(&self) -> bool {
         self.is_explicit

@@ -183,7 +183,7 @@ impl Code {
 pub struct Problem {
     /// File as named by the caller.
     pub file: String,
-    /// The place in the file.
+    /// The place in the file; 0:0: the document is an object of Kubernetes, and `file` its reference.
     pub place: Place,
     /// The severity.
     pub severity: Severity,
@@ -214,6 +214,10 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (place, severity) = (self.place, self.severity.name());
+        if place == Place::default() {
+            let path = if self.path.is_empty() { String::new() } else { format!("{}: ", self.path) };
+            return write!(f, "{}: {severity}: {path}{}", self.file, self.text);
+        }
         write!(f, "{}:{}:{}: {severity}: {}", self.file, place.line, place.column, self.text)
     }
 }
@@ -267,11 +271,14 @@ pub fn sort_problems(problems: &mut Vec<Problem>) {
 
 fn of_document(findings: &[Finding<'_>]) -> Vec<Problem> {
     let Some(first) = findings.first() else { return Vec::new() };
-    let root = yaml::parse(&first.document.yaml).0.into_iter().next().map(|found| found.root);
+    // An object of Kubernetes has no file to find a place in.
+    let is_file = first.document.line != 0;
+    let root =
+        is_file.then(|| yaml::parse(&first.document.yaml).0.into_iter().next().map(|found| found.root)).flatten();
     let before = first.document.line.saturating_sub(root.as_ref().map_or(1, |root| root.place.line));
     let place = |path: &str| {
         let place = root.as_ref().filter(|_| !path.is_empty()).and_then(|root| place_of(root, path));
-        let start = Place { line: first.document.line, column: 1 };
+        let start = Place { line: first.document.line, column: u32::from(is_file) };
         place.map_or(start, |place| Place { line: place.line + before, ..place })
     };
     let problem = |finding: &Finding<'_>| Problem {

@@ -14,7 +14,7 @@ use super::usage::account;
 use super::{Alive, Mesh, Node, RETRY, State};
 use crate::clock::unix_now;
 use crate::store::{Change, Changes, Record, Table, Watch};
-use weft_world::{Allocation, Changed, Instance};
+use weft_world::{Allocation, Changed, Instance, Origin};
 
 /// Bound on the transactions that are applied together.
 const BATCH: usize = 256;
@@ -61,7 +61,8 @@ impl Mesh {
     /// Keys of all applied records.
     fn known(&self) -> Vec<(Table, String)> {
         let state = self.lock();
-        let registrations = state.world.registered().map(|i| (Table::Registrations, registration_key(&i.key())));
+        let registrations = state.world.registered().filter(|i| i.origin == Origin::Registry);
+        let registrations = registrations.map(|i| (Table::Registrations, registration_key(&i.key())));
         let nodes = state.nodes.keys().map(|name| (Table::Nodes, name.clone()));
         let alive = state.nodes.iter().filter(|(_, node)| node.alive.is_some());
         let policies = state.api.keys().map(|key| (Table::Policies, key.clone()));

@@ -50,7 +50,6 @@ pub(super) fn instance_of(stored: &v1::StoredInstance) -> Option<Instance> {
         service_id: registered.service_id.clone(),
         service: registered.service.clone(),
         group: registered.group.clone(),
-        address: registered.address.parse().ok()?,
         port: u16::try_from(registered.port).ok()?,
         tags: registered.tags.clone(),
         labels: derive_labels(&sidecar, &meta, &registered.tags),
@@ -64,10 +63,8 @@ pub(super) fn instance_of(stored: &v1::StoredInstance) -> Option<Instance> {
         identity: stored.identity.clone(),
         workload: stored.workload.clone(),
         locality: stored.locality.clone(),
-        draining: false,
-        create_index: 0,
-        modify_index: 0,
         checks: registered.checks.clone(),
+        ..Instance::at(registered.address.parse().ok()?)
     })
 }
 

@@ -15,6 +15,16 @@ pub struct InstanceKey {
     pub service_id: String,
 }
 
+/// The source of an instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// A registration: a record of the store.
+    #[default]
+    Registry,
+    /// An endpoint of a Kubernetes Service: it is in no store.
+    Kubernetes,
+}
+
 /// One instance of a service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Instance {
@@ -32,6 +42,10 @@ pub struct Instance {
     pub address: IpAddr,
     /// Port on which it listens.
     pub port: u16,
+    /// Its ports by the names that its Kubernetes Service gives them; empty: it has one.
+    pub ports: BTreeMap<String, u16>,
+    /// Its source.
+    pub origin: Origin,
     /// As registered.
     pub tags: Vec<String>,
     /// As registered.
@@ -67,6 +81,37 @@ pub struct Instance {
 }
 
 impl Instance {
+    /// An instance at `address` without a service, a port and anything else.
+    pub fn at(address: IpAddr) -> Self {
+        Instance {
+            namespace: String::new(),
+            node: String::new(),
+            service_id: String::new(),
+            service: String::new(),
+            group: String::new(),
+            address,
+            port: 0,
+            ports: BTreeMap::new(),
+            origin: Origin::Registry,
+            tags: Vec::new(),
+            meta: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            weight: 0,
+            tagged_addresses: BTreeMap::new(),
+            warning_weight: 0,
+            enable_tag_override: false,
+            eureka: String::new(),
+            health: v1::Health::Unknown,
+            identity: String::new(),
+            workload: String::new(),
+            locality: String::new(),
+            draining: false,
+            create_index: 0,
+            modify_index: 0,
+            checks: Vec::new(),
+        }
+    }
+
     /// Its key.
     pub fn key(&self) -> InstanceKey {
         InstanceKey { namespace: self.namespace.clone(), node: self.node.clone(), service_id: self.service_id.clone() }

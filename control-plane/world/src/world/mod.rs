@@ -23,7 +23,7 @@ use std::{
 
 pub(crate) use groups::Workload;
 pub use groups::{Member, Membership};
-pub use instance::{Instance, InstanceKey, derive_labels};
+pub use instance::{Instance, InstanceKey, Origin, derive_labels};
 pub use policies::has_all;
 pub(crate) use policies::{GATEWAY, Policies, gateway_host};
 pub use remotes::{DEFAULT_DATACENTER, Peering, Presence, RemoteHost, sound};

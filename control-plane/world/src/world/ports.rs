@@ -131,7 +131,8 @@ pub(crate) fn of_instance(host: &Host, instance: &Instance) -> BTreeMap<String, 
     let registered = u32::from(instance.port);
     if let Some(service) = kube(host) {
         let named = service.ports.iter().filter_map(|port| match &port.target {
-            TargetPort::Name(name) => Some((name.clone(), registered)),
+            TargetPort::Name(name) if instance.ports.is_empty() => Some((name.clone(), registered)),
+            TargetPort::Name(name) => Some((name.clone(), u32::from(*instance.ports.get(name)?))),
             TargetPort::Number(_) => None,
         });
         return named.collect();

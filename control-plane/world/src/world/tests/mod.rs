@@ -10,25 +10,10 @@ pub(crate) fn instance(service: &str, id: &str, address: &str, port: u16) -> Ins
         node: format!("node-{id}"),
         service_id: id.to_owned(),
         service: service.to_owned(),
-        group: String::new(),
-        address: address.parse().unwrap(),
         port,
-        tags: Vec::new(),
-        meta: BTreeMap::new(),
-        labels: BTreeMap::new(),
-        weight: 0,
-        tagged_addresses: BTreeMap::new(),
         warning_weight: 1,
-        eureka: String::new(),
-        enable_tag_override: false,
-        health: weft_proto::v1::Health::Healthy,
-        identity: String::new(),
-        workload: String::new(),
-        locality: String::new(),
-        draining: false,
-        create_index: 0,
-        modify_index: 0,
-        checks: Vec::new(),
+        health: v1::Health::Healthy,
+        ..Instance::at(address.parse().unwrap())
     }
 }
 

@@ -1,0 +1,15 @@
+//! Kubernetes as a source of services and policies: its objects, the part of the mesh that they make, and the watches
+//! that follow them.
+//!
+//! [`objects`] reads the few fields that matter of an object, and never fails for an unknown value: a Service is not
+//! Weft's document, and one that is refused is an outage. [`Cluster`] is the state of all objects, without I/O: it
+//! makes the documents and instances of the mesh. [`watch`] lists and watches the API, and [`status`] writes conditions
+//! back.
+
+mod cluster;
+pub mod objects;
+pub mod policies;
+pub mod status;
+pub mod watch;
+
+pub use cluster::{Change, Cluster, Delta, Resource};

@@ -1,0 +1,108 @@
+//! Policies that are objects of a cluster. Each is judged alone: one with an error keeps its last valid version, and
+//! does not concern the others.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kube::api::DynamicObject;
+use serde_json::{Value, json};
+use weft_policy::{Document, Kind, Place, Problem, Severity};
+use weft_world::parse_policies;
+
+use crate::objects::{Key, created};
+
+/// One object.
+#[derive(Debug)]
+pub struct Policy {
+    /// UID and `metadata.generation`: the version that was read.
+    pub version: (String, i64),
+    /// The version that applies: this one, or the last valid one.
+    applied: Option<Arc<Document>>,
+    /// Problems of this version.
+    pub problems: Vec<Problem>,
+}
+
+impl Policy {
+    /// Whether this version applies.
+    pub fn is_accepted(&self) -> bool {
+        self.problems.iter().all(|problem| problem.severity != Severity::Error)
+    }
+}
+
+/// All policies.
+#[derive(Debug, Default)]
+pub struct Policies {
+    all: BTreeMap<(Kind, Key), Policy>,
+    changed: bool,
+}
+
+impl Policies {
+    /// Keys of the objects of a kind.
+    pub(crate) fn keys(&self, kind: Kind) -> impl Iterator<Item = &Key> {
+        self.all.keys().filter(move |(one, _)| *one == kind).map(|(_, key)| key)
+    }
+
+    /// The documents that apply.
+    pub(crate) fn documents(&self) -> impl Iterator<Item = &Arc<Document>> {
+        self.all.values().filter_map(|policy| policy.applied.as_ref())
+    }
+
+    /// Problems of all objects.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.all.values().flat_map(|policy| &policy.problems)
+    }
+
+    /// An object.
+    pub fn get(&self, kind: Kind, key: &Key) -> Option<&Policy> {
+        self.all.get(&(kind, key.clone()))
+    }
+
+    /// Whether the documents have changed since the last call.
+    pub(crate) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Sets or removes an object.
+    pub(crate) fn set(&mut self, kind: Kind, key: &Key, object: Option<&DynamicObject>) {
+        let at = (kind, key.clone());
+        let Some(object) = object else {
+            self.changed |= self.all.remove(&at).is_some();
+            return;
+        };
+        let version = (object.metadata.uid.clone().unwrap_or_default(), object.metadata.generation.unwrap_or_default());
+        // A status that was written, or a label: the spec is the same.
+        if self.all.get(&at).is_some_and(|known| known.version == version) {
+            return;
+        }
+        let kept = self.all.remove(&at).filter(|known| known.version.0 == version.0).and_then(|known| known.applied);
+        let (document, problems) = read(kind, key, object);
+        let applied = document.map(Arc::new).or(kept);
+        self.all.insert(at, Policy { version, applied, problems });
+        self.changed = true;
+    }
+}
+
+/// Reads an object. Its problems have no place in a file: they name the object and the field.
+fn read(kind: Kind, (namespace, name): &Key, object: &DynamicObject) -> (Option<Document>, Vec<Problem>) {
+    let descriptor = kind.descriptor();
+    let annotations = object.metadata.annotations.iter().flatten();
+    // The whole object as it was applied, which kubectl keeps there for itself.
+    let annotations = annotations.filter(|(name, _)| *name != "kubectl.kubernetes.io/last-applied-configuration");
+    let text = json!({
+        "apiVersion": format!("{}/{}", descriptor.group, descriptor.versions.first().copied().unwrap_or_default()),
+        "kind": kind.name(),
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "annotations": annotations.collect::<BTreeMap<_, _>>(),
+        },
+        "spec": object.data.get("spec").cloned().unwrap_or_else(|| Value::Object(Default::default())),
+    });
+    let reference = format!("{}/{namespace}/{name}", kind.name());
+    let parsed = parse_policies(&reference, &text.to_string());
+    let mut problems = parsed.problems;
+    problems.iter_mut().for_each(|problem| problem.place = Place::default());
+    let valid = problems.iter().all(|problem| problem.severity != Severity::Error);
+    let document = parsed.documents.into_iter().next().filter(|_| valid);
+    (document.map(|document| Document { line: 0, created: created(object), ..document }), problems)
+}

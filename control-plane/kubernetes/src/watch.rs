@@ -1,0 +1,238 @@
+//! Lists and watches the objects of a cluster.
+//!
+//! Each kind has a watch of its own: a list in pages, then a watch from the list's version, with bookmarks. A version that
+//! the API has forgotten (410) is listed again at once; other errors are retried after 0.8 to 30 s with jitter, and the
+//! mesh stays as it was meanwhile. A kind that the cluster does not have counts as empty, and is looked for again.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures::StreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIGroup;
+use kube::api::{Api, ApiResource, DynamicObject};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::GroupVersionKind;
+use kube::runtime::watcher::{self, Event};
+use kube::{Client, Config};
+use tokio::sync::mpsc;
+use weft_policy::Kind;
+
+use crate::{Change, Resource};
+
+/// Bound on changes that are not applied yet: beyond it the watches wait.
+const QUEUE: usize = 1024;
+/// Pauses after errors.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(800), Duration::from_secs(30));
+/// Pause until a kind that the cluster does not have is looked for again.
+const ABSENT: Duration = Duration::from_secs(10);
+/// Longest wait for a connection to the API, and for a response other than a watch's.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// End of a watch, as other clients have it; the watch goes on from its last version.
+const WATCH_S: u32 = 290;
+
+/// A change of an object of one kind.
+pub type Changed = (Resource, Change);
+
+/// A client of the cluster that this process runs in, or of the one that a kubeconfig names.
+///
+/// # Errors
+/// If there is no such configuration, or its certificates cannot be read.
+pub async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
+    let mut config = match kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path)
+                .with_context(|| format!("cannot read the kubeconfig {}", path.display()))?;
+            let options = KubeConfigOptions::default();
+            let config = Config::from_custom_kubeconfig(file, &options).await;
+            config.with_context(|| format!("the kubeconfig {} cannot be used", path.display()))?
+        }
+        None => Config::infer()
+            .await
+            .context("there is no cluster around this process, and no kubeconfig: give one with --kubeconfig")?,
+    };
+    config.connect_timeout = Some(TIMEOUT);
+    Client::try_from(config).context("the client of the Kubernetes API cannot be made")
+}
+
+/// The kinds that are watched.
+fn resources() -> Vec<Resource> {
+    let core = [Resource::Service, Resource::EndpointSlice, Resource::Pod, Resource::Node];
+    let policies = Kind::ALL.iter().copied().filter(|kind| is_custom(*kind)).map(Resource::Policy);
+    core.into_iter().chain(policies).collect()
+}
+
+/// Whether a kind of policy is a custom resource. A Service of Kubernetes is an object of its own, and mesh-wide settings are
+/// no object of a cluster.
+fn is_custom(kind: Kind) -> bool {
+    !matches!(kind, Kind::Service | Kind::IstioOperator)
+}
+
+/// Watches all kinds. Each begins with a [`Change::Reset`]; the number is that of the kinds.
+pub fn start(client: &Client) -> (usize, mpsc::Receiver<Changed>) {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let resources = resources();
+    let count = resources.len();
+    for resource in resources {
+        tokio::spawn(watch(client.clone(), resource, sender.clone()));
+    }
+    (count, receiver)
+}
+
+/// The type of a kind in the API of this cluster; `None`: the cluster does not have it.
+pub(crate) async fn api_resource(client: &Client, resource: Resource) -> Result<Option<ApiResource>, kube::Error> {
+    let fixed = |group: &str, kind: &str, plural: &str| {
+        Ok(Some(ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, "v1", kind), plural)))
+    };
+    let kind = match resource {
+        Resource::Service => return fixed("", "Service", "services"),
+        Resource::EndpointSlice => return fixed("discovery.k8s.io", "EndpointSlice", "endpointslices"),
+        Resource::Pod => return fixed("", "Pod", "pods"),
+        Resource::Node => return fixed("", "Node", "nodes"),
+        Resource::Policy(kind) => kind,
+    };
+    let descriptor = kind.descriptor();
+    let group = match client.list_api_groups().await?.groups.into_iter().find(|group| group.name == descriptor.group) {
+        Some(group) => group,
+        None => return Ok(None),
+    };
+    // The versions have one schema: any that the cluster serves will do, the newest first.
+    for version in descriptor.versions.iter().filter(|version| serves(&group, version)) {
+        let listed = client.list_api_group_resources(&format!("{}/{version}", descriptor.group)).await?;
+        if listed.resources.iter().any(|one| one.name == descriptor.plural) {
+            let kind = GroupVersionKind::gvk(descriptor.group, version, kind.name());
+            return Ok(Some(ApiResource::from_gvk_with_plural(&kind, descriptor.plural)));
+        }
+    }
+    Ok(None)
+}
+
+fn serves(group: &APIGroup, version: &str) -> bool {
+    group.versions.iter().any(|one| one.version == version)
+}
+
+/// Watches a kind for as long as its changes are received.
+async fn watch(client: Client, resource: Resource, changes: mpsc::Sender<Changed>) {
+    let mut pauses = Pauses::default();
+    let mut is_absent = false;
+    while !changes.is_closed() {
+        let found = api_resource(&client, resource).await;
+        let kind = match found {
+            Ok(Some(kind)) => kind,
+            Ok(None) => {
+                if !is_absent {
+                    let _ = changes.send((resource, Change::Reset(Vec::new()))).await;
+                }
+                is_absent = true;
+                tokio::time::sleep(ABSENT).await;
+                continue;
+            }
+            Err(error) => {
+                report(resource, &error);
+                pauses.wait().await;
+                continue;
+            }
+        };
+        is_absent = false;
+        follow(&client, resource, &kind, &changes, &mut pauses).await;
+    }
+}
+
+/// Lists and watches a kind until the cluster does not have it any more, or `changes` are no longer received.
+async fn follow(
+    client: &Client,
+    resource: Resource,
+    kind: &ApiResource,
+    changes: &mpsc::Sender<Changed>,
+    pauses: &mut Pauses,
+) {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), kind);
+    let config = watcher::Config { timeout: Some(WATCH_S), ..watcher::Config::default() };
+    let mut events = Box::pin(watcher::watcher(api, config));
+    let mut listed = Vec::new();
+    while let Some(event) = events.next().await {
+        let change = match event {
+            Ok(Event::Init) => {
+                listed.clear();
+                continue;
+            }
+            Ok(Event::InitApply(object)) => {
+                listed.push(slim(object));
+                continue;
+            }
+            Ok(Event::InitDone) => Change::Reset(std::mem::take(&mut listed)),
+            Ok(Event::Apply(object)) => Change::Apply(Box::new(slim(object))),
+            Ok(Event::Delete(object)) => Change::Delete(Box::new(slim(object))),
+            // The version is too old: the watcher lists again.
+            Err(watcher::Error::WatchError(status)) if status.code == 410 => continue,
+            Err(error) if is_gone(&error) => return,
+            Err(error) => {
+                report(resource, &error);
+                pauses.wait().await;
+                continue;
+            }
+        };
+        pauses.reset();
+        if changes.send((resource, change)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Without the bookkeeping that would be kept for nothing.
+fn slim(mut object: DynamicObject) -> DynamicObject {
+    object.metadata.managed_fields = None;
+    object
+}
+
+/// Whether the kind is not there any more.
+fn is_gone(error: &watcher::Error) -> bool {
+    let (watcher::Error::InitialListFailed(cause) | watcher::Error::WatchStartFailed(cause)) = error else {
+        return false;
+    };
+    matches!(cause, kube::Error::Api(status) if status.code == 404)
+}
+
+fn report(resource: Resource, error: &(dyn std::error::Error + Send + Sync + 'static)) {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(one) = cause {
+        text = format!("{text}: {one}");
+        cause = one.source();
+    }
+    let remedy = if text.contains("forbidden") {
+        "; grant list and watch of it to the control plane's service account"
+    } else {
+        "; it is retried, and the mesh stays as it is"
+    };
+    tracing::warn!("Kubernetes: {} cannot be watched: {text}{remedy}", name(resource));
+}
+
+/// A kind's name.
+pub(crate) fn name(resource: Resource) -> &'static str {
+    match resource {
+        Resource::Service => "Service",
+        Resource::EndpointSlice => "EndpointSlice",
+        Resource::Pod => "Pod",
+        Resource::Node => "Node",
+        Resource::Policy(kind) => kind.name(),
+    }
+}
+
+/// Pauses between attempts: doubled after each, with jitter.
+#[derive(Debug, Default)]
+struct Pauses(u32);
+
+impl Pauses {
+    fn reset(&mut self) {
+        self.0 = 0;
+    }
+
+    async fn wait(&mut self) {
+        let (least, most) = PAUSES;
+        let pause = least.saturating_mul(1 << self.0.min(8)).min(most);
+        self.0 += 1;
+        let share: f64 = rand::random_range(0.5..1.0);
+        tokio::time::sleep(pause.mul_f64(share)).await;
+    }
+}
