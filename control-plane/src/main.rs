@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use weft_agent::clients;
 use weft_control_plane::api::dns::{self, listen::Listen};
@@ -29,6 +29,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser)]
 #[command(version = option_env!("WEFT_VERSION").unwrap_or(env!("CARGO_PKG_VERSION")))]
 struct Args {
+    /// Write the man page into this folder and exit, for deploy/build.sh.
+    #[arg(long, value_name = "FOLDER", hide = true, exclusive = true)]
+    man: Option<PathBuf>,
     /// Folder of the store (created if missing, readable by its owner only).
     #[arg(long, default_value = "/var/lib/weft")]
     data_dir: PathBuf,
@@ -217,6 +220,10 @@ impl Dns {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    if let Some(folder) = args.man {
+        return clap_mangen::generate_to(Args::command(), &folder)
+            .with_context(|| format!("cannot write the man page into {}", folder.display()));
+    }
     // On a thread of its own, which drops lines that it cannot write in time: a slow disk or an unread pipe must not
     // delay any sidecar. The guard writes the remaining lines at the end. Its queue is allocated at the start, 40 bytes
     // for each line: the default would be 5 MB.

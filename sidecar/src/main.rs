@@ -1,10 +1,11 @@
 //! `weft-sidecar`: the command line; see `weft_sidecar::run`.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use weft_sidecar::commands::run::Request;
@@ -43,6 +44,9 @@ enum Command {
     /// Represent successors to a supervisor that started their predecessor.
     #[command(hide = true)]
     Follow,
+    /// Write the man pages into a folder, for deploy/build.sh.
+    #[command(hide = true)]
+    Man { folder: PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -61,6 +65,11 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<ExitCode> {
     if let Command::Inside(options) = &args.command {
         return exec::rootless::inside(options).map(|()| ExitCode::SUCCESS);
+    }
+    if let Command::Man { folder } = &args.command {
+        clap_mangen::generate_to(Args::command(), folder)
+            .with_context(|| format!("cannot write man pages into {}", folder.display()))?;
+        return Ok(ExitCode::SUCCESS);
     }
     // On a thread of its own, which drops lines that it cannot write in time: a slow disk or a full pipe must hold up neither
     // traffic nor DNS. The guard writes the rest at the end. Its queue is allocated at the start, 40 bytes a line: the default
@@ -86,7 +95,7 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Follow => runtime.block_on(hot_restart::follow()),
         Command::Redirect(action) => redirect::run(&action).map(|()| ExitCode::SUCCESS),
         // Done above.
-        Command::Inside(_) => Ok(ExitCode::SUCCESS),
+        Command::Inside(_) | Command::Man { .. } => Ok(ExitCode::SUCCESS),
     };
     // A name look-up that hangs must not hold up the end.
     runtime.shutdown_background();

@@ -1,7 +1,9 @@
 //! `weftctl`, the administrator's command. A table of contents: each subcommand is a module of the library.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use weftctl::completion::Completion;
 use weftctl::objects::{Delete, Get};
@@ -32,6 +34,11 @@ enum Command {
     #[command(subcommand)]
     Snapshot(Snapshot),
     Completion(Completion),
+    /// Writes the man pages into a folder, for deploy/build.sh
+    #[command(hide = true)]
+    Man {
+        folder: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -55,6 +62,9 @@ fn main() -> ExitCode {
             Command::Token(command) => command.run(out).await,
             Command::Snapshot(command) => command.run(out).await,
             Command::Completion(command) => command.run(Weftctl::command(), out),
+            Command::Man { folder } => clap_mangen::generate_to(Weftctl::command(), &folder)
+                .map(|()| ExitCode::SUCCESS)
+                .with_context(|| format!("cannot write man pages into {}", folder.display())),
         }
     });
     result.unwrap_or_else(|error| {

@@ -28,7 +28,7 @@ pub fn port(authority: &str, dialed: Option<SocketAddr>) -> u16 {
 
 /// Whether the service named by the authority accepts the request: without the port, the original destination decides
 /// instead, if there is one.
-pub fn takes(service: &Service, port: u16, dialed: Option<SocketAddr>) -> bool {
+pub fn accepts(service: &Service, port: u16, dialed: Option<SocketAddr>) -> bool {
     // An alias of a host outside the mesh has no ports.
     service.port(port).is_some() || (dialed.is_none() && service.external_name.is_none())
 }
@@ -63,7 +63,7 @@ pub fn address(
 
 /// The endpoint of a headless service that the application chose: the original destination, otherwise the hostname in
 /// `authority` in front of one of the service's `names`. `None`: it chose none, so that requests are balanced.
-pub fn chosen<'a>(
+pub fn headless_endpoint<'a>(
     cluster: &Cluster,
     endpoints: &'a [Arc<Endpoint>],
     dialed: Option<SocketAddr>,
@@ -74,11 +74,11 @@ pub fn chosen<'a>(
         return None;
     }
     let at = dialed.and_then(|dialed| find(cluster, endpoints, dialed));
-    at.or_else(|| named(endpoints, &normalise(authority), names).next())
+    at.or_else(|| endpoints_by_hostname(endpoints, &normalise(authority), names).next())
 }
 
 /// The endpoints of a headless service with the hostname of `host`, such as `pod-0.db.shop`.
-pub fn named<'a>(
+pub fn endpoints_by_hostname<'a>(
     endpoints: &'a [Arc<Endpoint>],
     host: &str,
     names: &[Arc<str>],
@@ -98,7 +98,7 @@ pub fn is_routed(service: &Service, port: u16) -> bool {
 
 /// Inspection of a connection's first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Look {
+pub enum Inspection {
     /// None: bytes are passed through.
     Pass,
     /// The server name of the ClientHello.
@@ -110,12 +110,12 @@ pub enum Look {
 }
 
 /// The inspection of a connection to `port` of the dialed service; `None`: the address belongs to no service.
-pub fn look(service: Option<&Service>, port: u16) -> Look {
+pub fn inspection(service: Option<&Service>, port: u16) -> Inspection {
     match service.and_then(|service| service.port(port)).map_or(Protocol::Unknown, |port| port.protocol) {
-        Protocol::Tls if wants_server_name(service, port) => Look::ServerName,
-        Protocol::Tcp | Protocol::Tls => Look::Pass,
-        Protocol::Http | Protocol::Http2 | Protocol::Grpc => Look::Http,
-        Protocol::Unknown => Look::Unknown,
+        Protocol::Tls if wants_server_name(service, port) => Inspection::ServerName,
+        Protocol::Tcp | Protocol::Tls => Inspection::Pass,
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => Inspection::Http,
+        Protocol::Unknown => Inspection::Unknown,
     }
 }
 
@@ -172,24 +172,24 @@ mod tests {
         let dialed = Some(SocketAddr::from(([10, 0, 0, 1], 81)));
         assert_eq!((port("a:82", dialed), port("a:82", None), port("a", None)), (81, 82, 80));
         let service = service(v1::Protocol::Http, false);
-        assert!(takes(&service, 443, dialed) && !takes(&service, 80, dialed) && takes(&service, 80, None));
+        assert!(accepts(&service, 443, dialed) && !accepts(&service, 80, dialed) && accepts(&service, 80, None));
     }
 
     #[test]
     fn inspection_depends_on_the_declared_protocol() {
         use v1::Protocol as P;
         for (protocol, dynamic, want) in [
-            (P::Tcp, false, Look::Pass),
-            (P::Tls, false, Look::Pass),
-            (P::Tls, true, Look::ServerName),
-            (P::Http, false, Look::Http),
-            (P::Unknown, false, Look::Unknown),
+            (P::Tcp, false, Inspection::Pass),
+            (P::Tls, false, Inspection::Pass),
+            (P::Tls, true, Inspection::ServerName),
+            (P::Http, false, Inspection::Http),
+            (P::Unknown, false, Inspection::Unknown),
         ] {
-            assert_eq!(look(Some(&service(protocol, dynamic)), 443), want, "{protocol:?} {dynamic}");
+            assert_eq!(inspection(Some(&service(protocol, dynamic)), 443), want, "{protocol:?} {dynamic}");
         }
         assert!(wants_server_name(None, 443) && !wants_server_name(Some(&service(P::Tls, false)), 443));
         assert!(wants_server_name(Some(&service(P::Unknown, true)), 443), "it names the endpoints");
-        assert_eq!(look(None, 443), Look::Unknown);
+        assert_eq!(inspection(None, 443), Inspection::Unknown);
         // A route may lead to a dynamic DNS cluster.
         let mut message = v1::Service { host: "a.test".into(), ..Default::default() };
         message.clusters.push(v1::Cluster { name: "a".into(), host: "a.test".into(), ..Default::default() });
@@ -203,7 +203,7 @@ mod tests {
         let routes = vec![v1::ConnectionRoute { destinations: vec![to], ..Default::default() }];
         let protocol = P::Tls.into();
         message.ports.push(v1::Port { number: 443, protocol, connection_routes: routes, ..Default::default() });
-        assert_eq!(look(Some(&crate::compile::service(&message).unwrap()), 443), Look::ServerName);
+        assert_eq!(inspection(Some(&crate::compile::service(&message).unwrap()), 443), Inspection::ServerName);
     }
 
     #[test]
@@ -230,7 +230,7 @@ mod tests {
         let endpoints = for_cluster(&headless, &configs, &[]);
         let chosen = |dialed: &str, authority: &str| {
             let dialed = (!dialed.is_empty()).then(|| dialed.parse().unwrap());
-            chosen(&headless, &endpoints, dialed, authority, &names).map(|endpoint| endpoint.key.to_string())
+            headless_endpoint(&headless, &endpoints, dialed, authority, &names).map(|endpoint| endpoint.key.to_string())
         };
         let (first, second) = (Some("10.0.0.1:8080".to_owned()), Some("10.0.0.2:8080".to_owned()));
         assert_eq!(chosen("10.0.0.1:80", "db"), first, "the Service's port stands for the instance's");
@@ -242,7 +242,7 @@ mod tests {
         }
         assert_eq!(chosen("10.0.0.1:81", "db"), None);
         assert!(
-            super::chosen(
+            super::headless_endpoint(
                 &cluster(crate::policy::LoadBalancer::LeastRequest, None),
                 &endpoints,
                 Some("10.0.0.1:8080".parse().unwrap()),

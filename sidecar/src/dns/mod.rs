@@ -224,7 +224,7 @@ impl Dns {
     fn of_endpoints(&self, query: &Query, view: &ServiceView, cluster: usize) -> Vec<IpAddr> {
         let endpoints = &view.clusters[cluster].endpoints;
         let of = |endpoint: &Arc<Endpoint>| endpoint.ip().filter(|_| endpoint.is_eligible());
-        let mut one_by_one = target::named(endpoints, query.name(), &view.service.names).peekable();
+        let mut one_by_one = target::endpoints_by_hostname(endpoints, query.name(), &view.service.names).peekable();
         let found: BTreeSet<IpAddr> = match one_by_one.peek() {
             Some(_) => one_by_one.filter_map(of).collect(),
             None => endpoints.iter().filter_map(of).collect(),

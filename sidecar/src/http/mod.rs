@@ -15,7 +15,7 @@ use rand::Rng;
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite};
 use weft_core::http1::{Limits, Target, is_authority, may_be_trailer, path_and_query};
-use weft_core::path::{self, Normal};
+use weft_core::path::{self, Normalisation};
 use weft_core::reply::{LocalReply, Reason};
 
 use crate::http::body::ResponseBody;
@@ -200,11 +200,11 @@ fn takes_trailers(headers: &HeaderMap) -> bool {
 /// Gives a request's path its normal form. `false`: it has none.
 #[must_use]
 fn normalise_path(parts: &mut Parts) -> bool {
-    match path::normal(path_and_query(parts)) {
-        Normal::Already => true,
-        Normal::Never => false,
+    match path::normalise(path_and_query(parts)) {
+        Normalisation::Unchanged => true,
+        Normalisation::Invalid => false,
         // It may be too long in that form: then it has none, and the other one is not to be seen by anything.
-        Normal::Other(path) => Target::parse(path.into()).map(|target| target.replace(parts)).is_ok(),
+        Normalisation::Changed(path) => Target::parse(path.into()).map(|target| target.replace(parts)).is_ok(),
     }
 }
 

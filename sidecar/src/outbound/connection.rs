@@ -16,7 +16,7 @@ use weft_core::flag::ResponseFlag;
 use weft_core::route::Connection;
 use weft_core::service::{Port, Service};
 use weft_core::sniff::Sniff;
-use weft_core::target::{self, Address, Look};
+use weft_core::target::{self, Address, Inspection};
 
 use crate::control::directory::{Lookup, ServiceView};
 use crate::exchange::tcp::{self, First, Flow, To};
@@ -42,11 +42,11 @@ pub async fn connection(down: &Arc<Downstream>, mut stream: TcpStream, original:
         _ => None,
     };
     let dialed = OriginalDestination { down, original, service };
-    let budget = match target::look(dialed.compiled(), original.port()) {
-        Look::Pass => return dialed.relay(stream, Bytes::new(), None).await,
-        Look::ServerName => return dialed.tls(stream, BytesMut::new()).await,
-        Look::Http => None,
-        Look::Unknown => Some(SERVER_FIRST_AFTER),
+    let budget = match target::inspection(dialed.compiled(), original.port()) {
+        Inspection::Pass => return dialed.relay(stream, Bytes::new(), None).await,
+        Inspection::ServerName => return dialed.tls(stream, BytesMut::new()).await,
+        Inspection::Http => None,
+        Inspection::Unknown => Some(SERVER_FIRST_AFTER),
     };
     // The first speaker does not matter at an unknown destination that may not be dialed. Nor where a server name decides: a
     // client that is routed by one speaks first, sooner or later.
@@ -158,7 +158,8 @@ impl OriginalDestination<'_> {
         let mut endpoint = cluster.config.original_destination.then(|| endpoints::passthrough(self.original));
         if cluster.config.headless {
             let names = &service.service.names;
-            endpoint = target::chosen(&cluster.config, &cluster.endpoints, Some(self.original), "", names).cloned();
+            endpoint =
+                target::headless_endpoint(&cluster.config, &cluster.endpoints, Some(self.original), "", names).cloned();
         }
         if cluster.config.dynamic_dns {
             let named = cluster.dynamic_endpoint(server_name.unwrap_or_default());

@@ -149,7 +149,7 @@ async fn place(down: &Downstream, parts: &Parts) -> Place {
     // An address as authority names no service; the original destination may.
     if let Some(host) = target::name(authority(parts))
         && let Lookup::Service(view) = directory.lookup(&host).await
-        && target::takes(&view.service, port, down.original)
+        && target::accepts(&view.service, port, down.original)
     {
         return Place::Service(view, port, true);
     }
@@ -291,7 +291,7 @@ fn fixed(
     }
     if config.headless {
         let names = &service.service.names;
-        return Ok(target::chosen(config, &cluster.endpoints, down.original, view.authority, names).cloned());
+        return Ok(target::headless_endpoint(config, &cluster.endpoints, down.original, view.authority, names).cloned());
     }
     let dialed = config.original_destination.then_some(down.original).flatten();
     Ok(dialed.map(|to| down.passthrough.endpoint_of(cluster, to)))

@@ -353,7 +353,7 @@ async fn group_members_have_the_life_of_instances() {
 
 #[tokio::test]
 async fn a_disconnected_data_centre_gets_only_requests_without_a_local_endpoint() {
-    use weft_core::failover::Patience;
+    use weft_core::failover::Delays;
     let dir = tempfile::tempdir().unwrap();
     let mesh = open(store(dir.path()).await).await;
     let peer =
@@ -367,7 +367,7 @@ async fn a_disconnected_data_centre_gets_only_requests_without_a_local_endpoint(
     let sessions = sessions(&mesh, 3).await;
     let mut shares = remotes::Shares::new();
     let mut share = || {
-        let at_once = Patience { away: Duration::ZERO, back: Duration::ZERO };
+        let at_once = Delays { away: Duration::ZERO, back: Duration::ZERO };
         mesh.fail_over(&mut shares, None, std::time::Instant::now(), at_once);
         let host = "order.default.svc.cluster.local";
         let remotes = mesh.read(|world| weft_world::translate::endpoints(world, world.host(host).unwrap())).remotes;

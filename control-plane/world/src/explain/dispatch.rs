@@ -9,7 +9,7 @@ use weft_core::endpoint::{Endpoint, find, for_cluster};
 use weft_core::names::normalise;
 use weft_core::policy::{Cluster, Protocol};
 use weft_core::service::{Port, Service};
-use weft_core::target::{self, Address, Look};
+use weft_core::target::{self, Address, Inspection};
 
 use super::Query;
 use super::facts::{Facts, Referent};
@@ -89,20 +89,22 @@ impl<'a> Candidates<'a> {
             |name: &str| Some(normalise(name).into_owned()).filter(|name| by_name && name.parse::<IpAddr>().is_err());
         let is_tls =
             dialed.and_then(|service| service.port(query.port)).is_some_and(|port| port.protocol == Protocol::Tls);
-        match (target::look(dialed, query.port), &query.server_name) {
+        match (target::inspection(dialed, query.port), &query.server_name) {
             // Its caller speaks TLS, and mostly to the host that it dials.
-            (Look::ServerName | Look::Pass, None) if is_tls => self.connection(query, address, name(&query.host)),
-            (Look::Pass, None) => self.connection(query, address, None),
-            (Look::Pass, Some(_)) if !is_tls => self.connection(query, address, None),
+            (Inspection::ServerName | Inspection::Pass, None) if is_tls => {
+                self.connection(query, address, name(&query.host))
+            }
+            (Inspection::Pass, None) => self.connection(query, address, None),
+            (Inspection::Pass, Some(_)) if !is_tls => self.connection(query, address, None),
             (_, Some(server_name)) => self.connection(query, address, name(server_name)),
-            (Look::ServerName, None) => self.connection(query, address, name(&query.host)),
-            (Look::Http | Look::Unknown, None) => self.request(query, address),
+            (Inspection::ServerName, None) => self.connection(query, address, name(&query.host)),
+            (Inspection::Http | Inspection::Unknown, None) => self.request(query, address),
         }
     }
 
     fn request(&'a self, query: &Query, address: SocketAddr) -> Dispatch<'a> {
         if let Some(candidate) = &self.by_authority
-            && target::takes(&candidate.service, query.port, Some(address))
+            && target::accepts(&candidate.service, query.port, Some(address))
         {
             return Dispatch::Request(candidate);
         }

@@ -268,7 +268,7 @@ fn caller(client: &Client) -> report::Caller {
         workload: client.workload.clone(),
         namespace: client.namespace.clone(),
         labels: client.labels.clone(),
-        locality: client.place.locality.to_string(),
+        locality: client.location.locality.to_string(),
         gateway: client.gateway.as_ref().map(|(namespace, name)| format!("{namespace}/{name}")).unwrap_or_default(),
     }
 }

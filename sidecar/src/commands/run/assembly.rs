@@ -13,7 +13,7 @@ use weft_agent::listen::Bounds;
 use weft_agent::local::Local;
 use weft_agent::page::Names;
 use weft_agent::quiet::Quiet;
-use weft_core::locality::Place;
+use weft_core::locality::Location;
 use weft_core::names::normalise;
 
 use super::config::{Config, Listen, OutboundPolicy};
@@ -49,13 +49,14 @@ pub(super) fn control(config: &Config, node: &str) -> Arc<Control> {
 
 /// The directory, filled from the last snapshot on disk.
 pub(super) fn directory(config: &Config, identity: &Identity) -> (Arc<Directory>, Writer) {
-    let place = Place { locality: config.locality.as_str().into(), labels: config.labels.iter().cloned().collect() };
+    let location =
+        Location { locality: config.locality.as_str().into(), labels: config.labels.iter().cloned().collect() };
     let snapshot = config.data_dir.join("snapshot.bin");
     if identity.replaces_another {
         // Another identity sees other services and is sent other policies. Mostly there is no file.
         let _ = std::fs::remove_file(&snapshot);
     }
-    let (directory, mut writer) = directory::new(place, Some(snapshot), &config.preload);
+    let (directory, mut writer) = directory::new(location, Some(snapshot), &config.preload);
     writer.resolve_with(Resolution::start());
     (directory, writer)
 }
