@@ -41,7 +41,7 @@ pub(crate) fn pod() -> Pod {
 struct Accepting;
 
 impl Upstream for Accepting {
-    fn register(&self, _: Instance) -> BoxFuture<'_, Result<(), Refused>> {
+    fn register(&self, _: Instance) -> BoxFuture<'_, Result<(), ApiError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 

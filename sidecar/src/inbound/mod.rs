@@ -96,7 +96,7 @@ async fn recognise(
         _ if proxy.ports.speaks_mesh(peer.ip()) => None,
         _ => Some(SILENCE),
     };
-    let first = match proxy.quiet.enter(peer.ip()).until(tls_or_not(&mut stream, budget)).await {
+    let first = match proxy.idle.enter(peer.ip()).until(tls_or_not(&mut stream, budget)).await {
         None => {
             tracing::debug!(%peer, "a silent connection is closed to make room for others");
             return None;

@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use http::{HeaderValue, Response, StatusCode, header};
-use weft_agent::quiet::Quiet;
+use weft_agent::idle::IdleLimit;
 use weft_core::headers::ProxyContext;
 
 use crate::control::directory::Directory;
@@ -88,7 +88,7 @@ pub struct Proxy {
     /// Ports of the application.
     pub ports: Ports,
     /// Connections from outside that are silent so far: their number is bounded, so that sockets are left for others.
-    pub quiet: Arc<Quiet>,
+    pub idle: Arc<IdleLimit>,
     /// The state of the redirection of the pod's traffic.
     pub redirection: Arc<Redirection>,
     /// Choices.

@@ -5,8 +5,8 @@
 
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
-use weft_agent::answer::{self, Answered};
 use weft_agent::query::Query;
+use weft_agent::reply::{self, Reply};
 
 use crate::identity::ca::{Ca, fingerprint};
 
@@ -27,22 +27,22 @@ impl Roots {
 
     /// `connect/ca/roots`. They do not change while the control plane runs: a blocking query always waits for its whole
     /// time.
-    pub(super) async fn answer(&self, query: &Query) -> Result<Answered, weft_agent::refused::Refused> {
-        if let Some((1, wait)) = query.block().map_err(weft_agent::refused::Refused::bad)? {
+    pub(super) async fn answer(&self, query: &Query) -> Result<Reply, weft_agent::error::ApiError> {
+        if let Some((1, wait)) = query.block().map_err(weft_agent::error::ApiError::bad_request)? {
             tokio::time::sleep(wait).await;
         }
         let body = json!({ "ActiveRootID": self.id, "TrustDomain": self.trust_domain, "Roots": [self.root] });
         let pem = query.has("pem").then(|| self.root["RootCert"].as_str().unwrap_or_default().to_owned());
-        let mut answered = match pem {
+        let mut reply = match pem {
             Some(pem) => {
-                let mut answered = answer::text(pem);
-                answer::set(&mut answered, "content-type", "application/pem-certificate-chain");
-                answered
+                let mut reply = reply::text(pem);
+                reply::set(&mut reply, "content-type", "application/pem-certificate-chain");
+                reply
             }
-            None => answer::json(&body, query),
+            None => reply::json(&body, query),
         };
-        answer::index_headers(&mut answered, 1, query);
-        Ok(answered)
+        reply::index_headers(&mut reply, 1, query);
+        Ok(reply)
     }
 }
 

@@ -21,36 +21,36 @@ use bytes::Bytes;
 use http::{StatusCode, request};
 
 use crate::Agent;
-use crate::answer::{self, Answered};
+use crate::error::ApiError;
 use crate::query::Query;
-use crate::refused::Refused;
+use crate::reply::{self, Reply};
 use route::{Endpoint, Missed};
 pub use write::{ChangeLock, MAX_DOCUMENT, lease_id, service_id};
 
 /// Responds to one request to the agent.
-pub async fn answer(agent: &Agent, head: &request::Parts, query: &Query, body: Bytes) -> Answered {
-    let answered = match route::route(&head.method, head.uri.path()) {
+pub async fn answer(agent: &Agent, head: &request::Parts, query: &Query, body: Bytes) -> Reply {
+    let reply = match route::route(&head.method, head.uri.path()) {
         Ok(Endpoint::Write(write)) => write::write(agent, write, query, &body).await,
         Ok(Endpoint::Read(_)) => agent.mesh.pass(head, query, body).await,
-        Err(missed) => return missed_answer(missed, head),
+        Err(missed) => return missed_reply(missed, head),
     };
-    answered.unwrap_or_else(|refused| refusal(&refused))
+    reply.unwrap_or_else(|error| error_reply(&error))
 }
 
 /// The response to a request without an endpoint.
-pub fn missed_answer(missed: Missed, head: &request::Parts) -> Answered {
+pub fn missed_reply(missed: Missed, head: &request::Parts) -> Reply {
     match missed {
-        Missed::Method(allowed) => answer::wrong_method(&head.method, allowed),
-        Missed::Refused(refused) => refusal(&refused),
+        Missed::Method(allowed) => reply::wrong_method(&head.method, allowed),
+        Missed::NoEndpoint(error) => error_reply(&error),
     }
 }
 
 /// An error as plain text; [`answers::in_format`] makes a document of it.
-pub fn refusal(refused: &Refused) -> Answered {
-    answer::refusal(refused, false, &Query::default())
+pub fn error_reply(error: &ApiError) -> Reply {
+    reply::error(error, false, &Query::default())
 }
 
 /// The error for an instance that is not registered here.
-fn unknown(app: &str, id: &str) -> Refused {
-    Refused::new(StatusCode::NOT_FOUND, format!("no instance {id:?} of {app:?} is registered in this pod"))
+fn unknown(app: &str, id: &str) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, format!("no instance {id:?} of {app:?} is registered in this pod"))
 }

@@ -9,10 +9,10 @@ use weft_agent::Agent;
 use weft_agent::checks::target;
 use weft_agent::connect::Leaves;
 use weft_agent::datacenter::Datacenter;
+use weft_agent::idle::IdleLimit;
 use weft_agent::listen::Bounds;
 use weft_agent::local::Local;
 use weft_agent::page::Names;
-use weft_agent::quiet::Quiet;
 use weft_core::locality::Place;
 use weft_core::names::normalise;
 
@@ -94,7 +94,7 @@ pub(super) fn proxy(
         log: log.map(Arc::new),
         inbound: Arc::default(),
         outbound: Arc::default(),
-        quiet: Arc::new(Quiet::of_traffic()),
+        idle: Arc::new(IdleLimit::of_traffic()),
         ports: Default::default(),
         redirection,
         settings: Settings {
