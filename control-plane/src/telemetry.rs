@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::StatusCode;
-use weft_agent::reply::{self, Reply};
+use weft_registry_api::reply::{self, Reply};
 
 use crate::store::health::{Health, Problem};
 use crate::store::snapshot::automatic;

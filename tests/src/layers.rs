@@ -21,6 +21,7 @@ const CORE: &[&str] = &[
     "fault",
     "first_bytes",
     "flag",
+    "hex",
     "http1",
     "identity",
     "locality",

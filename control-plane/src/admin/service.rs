@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use futures::stream;
 use tokio::net::UnixListener;
 use tonic::{Request, Response, Status, Streaming};
-use weft_agent::files::hex;
+use weft_core::hex;
 use weft_core::identity::SpiffeId;
 use weft_proto::v1;
 use weft_proto::v1::admin_server::Admin;
@@ -216,7 +216,7 @@ impl Admin for AdminService {
             return Err(Status::invalid_argument(text));
         }
         let services = self.grants.references(services).await.map_err(|e| Status::unavailable(e.to_string()))?;
-        let root = hex(&self.ca.fingerprint());
+        let root = hex::encode(&self.ca.fingerprint());
         let claims =
             Claims { trust_domain, namespace, service_account: request.service_account, services, expires, root };
         let token = self.tokens.create(&claims);

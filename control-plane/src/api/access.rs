@@ -5,8 +5,8 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, StatusCode, header, request};
-use weft_agent::error::ApiError;
-use weft_agent::query::Query;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
 
 use crate::clock::unix_now;
 use crate::identity::token::{self, ApiClaims, Tokens};

@@ -6,14 +6,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-
 use tonic::{Request, Response, Status};
-use weft_agent::error::ApiError;
-use weft_agent::query::Query;
-use weft_agent::reply::{self, Reply};
 use weft_core::identity::SpiffeId;
 use weft_proto::v1::catalog_server::Catalog;
 use weft_proto::v1::{Answer, Question};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use crate::api::access;
 use crate::api::consul::{self, Consul};
@@ -37,10 +36,10 @@ impl CatalogService {
     async fn answer(&self, peer: &Peer, id: &SpiffeId, passed: http::Request<Bytes>) -> Reply {
         let (head, body) = passed.into_parts();
         let query = Query::parse(head.uri.query().unwrap_or_default());
-        let eureka = weft_agent::eureka::route::is_eureka_path(head.uri.path());
+        let eureka = weft_registry_api::eureka::route::is_eureka_path(head.uri.path());
         let refusal = |error| {
             let get = head.method == Method::GET;
-            if eureka { weft_agent::eureka::error_reply(&error) } else { reply::error(&error, get, &query) }
+            if eureka { weft_registry_api::eureka::error_reply(&error) } else { reply::error(&error, get, &query) }
         };
         let public = consul::route::is_public(&head.method, head.uri.path());
         let rights = match access::claims(&self.tokens, &head) {

@@ -13,12 +13,12 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, request};
 use rcgen::KeyPair;
-use weft_agent::error::ApiError;
-use weft_agent::eureka::route::{self as eureka, Endpoint};
-use weft_agent::listen::{self, Answers, Bounds};
-use weft_agent::page::Names;
-use weft_agent::query::Query;
-use weft_agent::reply::{self, Reply};
+use weft_listen::page::Names;
+use weft_listen::server::{self, Answers, Bounds};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::eureka::route::{self as eureka, Endpoint};
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use crate::api::access;
 use crate::api::consul::{self, Consul};
@@ -100,9 +100,9 @@ pub async fn serve(api: HttpApi, settings: &Settings, ca: &Arc<Ca>) -> Result<()
         tracing::info!("serving Consul's API for programs without a sidecar at {scheme}://{address}");
         if remote {
             let tls = server_config(ca.clone(), certified(address.ip(), &own_name(), &settings.names))?;
-            tokio::spawn(listen::serve_tls(answers, listener, tls, Bounds::new(settings.per_client)));
+            tokio::spawn(server::serve_tls(answers, listener, tls, Bounds::new(settings.per_client)));
         } else {
-            tokio::spawn(listen::serve(answers, listener, Bounds::new(settings.per_client)));
+            tokio::spawn(server::serve(answers, listener, Bounds::new(settings.per_client)));
         }
     }
     Ok(())
@@ -180,9 +180,7 @@ impl Answers for Listener {
                 _ => self.api.eureka.answer(&caller, Request::from_parts(head, body)),
             };
         }
-        if weft_agent::catalog::is_write(&head)
-            && let Some(reply) = self.api.externals.catalog(&caller, &head, &body).await
-        {
+        if let Some(reply) = self.api.externals.catalog(&caller, &head, &body).await {
             return reply;
         }
         // The mesh's certificates are not an agent's.
@@ -213,8 +211,8 @@ impl Listener {
 }
 
 fn refusal(error: &ApiError, head: &request::Parts) -> Reply {
-    if weft_agent::eureka::route::is_eureka_path(head.uri.path()) {
-        return weft_agent::eureka::error_reply(error);
+    if weft_registry_api::eureka::route::is_eureka_path(head.uri.path()) {
+        return weft_registry_api::eureka::error_reply(error);
     }
     let query = Query::parse(head.uri.query().unwrap_or_default());
     reply::error(error, head.method == Method::GET, &query)
@@ -369,7 +367,7 @@ mod tests {
         let tls = server_config(ca.clone(), certified([10, 0, 0, 9].into(), "cp", &["consul.example".into()])).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
-        tokio::spawn(listen::serve_tls(
+        tokio::spawn(server::serve_tls(
             Arc::new(Listener { api, remote: true, names: Names::default() }),
             listener,
             tls,

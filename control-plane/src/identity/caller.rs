@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::StatusCode;
-use weft_agent::error::ApiError;
+use weft_registry_api::error::ApiError;
 
 use super::pattern::matches;
 use super::token::ApiClaims;

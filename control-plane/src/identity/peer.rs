@@ -28,11 +28,11 @@ use tokio_rustls::server::TlsStream;
 use tonic::Status;
 use tonic::transport::server::Connected;
 use weft_core::identity::SpiffeId;
+use weft_listen::admission::Admission;
 
 use crate::identity::ca::{Ca, SignedCertificate};
 use crate::identity::rates::Rates;
 use crate::identity::refusals::Refusals;
-use weft_agent::admission::Admission;
 use weft_world::Peering;
 
 /// Namespace and service account of the control plane's own identity.

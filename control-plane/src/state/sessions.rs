@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use prost::Message;
 use tokio::time::Instant;
-use weft_agent::entry::digest;
 use weft_proto::v1::{self, StoredAlive, StoredNode};
+use weft_registry_api::registration::digest;
 
 use super::records::registration_key;
 use super::usage::account;

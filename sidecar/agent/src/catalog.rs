@@ -9,16 +9,16 @@ use std::time::Duration;
 use http::{Method, request};
 use serde_json::json;
 use weft_proto::v1::Instance;
+use weft_registry_api::decode::Fields;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use crate::Agent;
 use crate::checks::state::{MAX_OUTPUT, Status, Thresholds};
 use crate::checks::target::Own;
 use crate::checks::{Definition, Kind};
-use crate::decode::Fields;
 use crate::definitions;
-use crate::error::ApiError;
-use crate::query::Query;
-use crate::reply::{self, Reply};
 
 /// The check that Consul's servers maintain for each node.
 const SERF: &str = "serfHealth";

@@ -18,10 +18,10 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::Status;
 use weft_proto::v1::{Answer, Question};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::{Query, without};
+use weft_registry_api::reply::{self, Reply};
 
-use crate::error::ApiError;
-use crate::query::{Query, without};
-use crate::reply::{self, Reply};
 use memory::{Key, Memory};
 
 /// Concurrent blocking queries: each is a stream of the single connection to the control plane, which allows 200.

@@ -1,42 +1,28 @@
 //! Consul's HTTP API as a local agent serves it, and Eureka's: the sidecar is the agent of the program in its pod.
 //!
-//! This is a crate of its own because the control plane uses the same decoding and response forms. Three traits connect
-//! an agent to its environment: [`upstream::Upstream`] registers services in the mesh, [`forward::Source`] answers for
-//! the rest of the mesh, and [`checks::Sockets`] opens the connections of health checks.
+//! A crate of its own, because the control plane runs agents too, for programs without a sidecar. Three traits connect an
+//! agent to its environment: [`upstream::Upstream`] registers services in the mesh, [`forward::Source`] answers for the rest of
+//! the mesh, and [`checks::Sockets`] opens the connections of health checks.
 //!
-//! [`listen`] serves, [`route`] finds the endpoint, [`definitions`] and [`decode`] decode requests, [`local`] holds the
-//! registrations of this pod, across restarts by [`persistence`], and [`forward`] forwards everything else, except writes for
-//! the agent's own node ([`catalog`]). [`read`], [`telemetry`], [`shapes`] and [`reply`] build responses; [`path`]
-//! normalises paths like Consul's server; [`eureka`] is Eureka's API. The control plane uses the parts that do not
-//! depend on a single agent: [`listen`], [`query`], [`decode`], [`filter`], [`reply`], [`error`], [`admission`],
-//! [`idle`], Eureka's documents, and the shapes that both return.
+//! [`weft_listen::server`] serves, [`route`] finds the endpoint, [`definitions`] decodes registrations, [`local`] holds those
+//! of this pod, across restarts by [`persistence`], and [`forward`] forwards everything else, except writes for the agent's own
+//! node ([`catalog`]). [`read`] and [`telemetry`] build responses; [`eureka`] changes registrations by Eureka's API. The forms
+//! of both APIs are in [`weft_registry_api`].
 
-pub mod admission;
 pub mod catalog;
 pub mod checks;
-pub mod clients;
 pub mod connect;
 pub mod datacenter;
-pub mod decode;
 pub mod definitions;
 pub mod entry;
-pub mod error;
 pub mod eureka;
 pub mod files;
-pub mod filter;
 pub mod forward;
 pub mod grant;
-pub mod idle;
-pub mod listen;
 pub mod local;
-pub mod page;
-pub mod path;
 pub mod persistence;
-pub mod query;
 pub mod read;
-pub mod reply;
 pub mod route;
-pub mod shapes;
 pub mod telemetry;
 #[cfg(test)]
 mod tests;
@@ -49,17 +35,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, request};
 use serde_json::json;
+use weft_listen::address::source_towards;
+use weft_listen::server::Answers;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::Reply;
+use weft_registry_api::{decode, reply, shapes};
 
 use checks::state::Status;
-use checks::target::{self, Own};
+use checks::target::Own;
 use connect::Leaves;
 use datacenter::Datacenter;
-use error::ApiError;
 use forward::Forwarder;
-use listen::Answers;
 use local::Local;
-use query::Query;
-use reply::Reply;
 use route::{Endpoint, Missed};
 
 /// The agent of this pod.
@@ -83,7 +71,7 @@ pub struct Agent {
     /// The pod's configured address, if any.
     pub address: Option<IpAddr>,
     /// Accepted host names of the API.
-    pub names: page::Names,
+    pub names: weft_listen::page::Names,
 }
 
 impl Answers for Agent {
@@ -101,7 +89,7 @@ impl Answers for Agent {
         let (head, body) = request.into_parts();
         let query = Query::parse(head.uri.query().unwrap_or_default());
         let path = head.uri.path();
-        if eureka::route::is_eureka_path(path) {
+        if weft_registry_api::eureka::route::is_eureka_path(path) {
             return eureka::answer(self, &head, &query, body).await;
         }
         let reply = match route::route(&head.method, path) {
@@ -125,7 +113,7 @@ impl Agent {
         match self.local.own() {
             Own::At(ip) => ip.to_string(),
             Own::Pod => {
-                let address = self.address.or_else(|| target::source_towards(self.towards));
+                let address = self.address.or_else(|| source_towards(self.towards));
                 address.map_or_else(String::new, |ip| ip.to_string())
             }
         }

@@ -15,9 +15,9 @@ use http::StatusCode;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use weft_proto::v1::{self, Instance};
+use weft_registry_api::error::ApiError;
 
 use super::entry::{Entry, RegisteredService, Task, is_same, new_state, wire};
-use super::error::ApiError;
 use super::persistence::SavedCheckState;
 use super::upstream::Upstream;
 use crate::checks::state::{State, Status, Update};

@@ -5,10 +5,10 @@ use std::time::Duration;
 use http::StatusCode;
 use serde_json::{Value, json};
 use weft_proto::v1::Instance;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply, by, filtered};
 
-use super::error::ApiError;
-use super::query::Query;
-use super::reply::{self, Reply, by, filtered};
 use super::{Agent, shapes};
 
 /// `agent/services`

@@ -8,10 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value, json};
-
-use crate::error::ApiError;
-use crate::query::Query;
-use crate::reply::{self, Reply};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 /// Returns all metrics as OpenMetrics text.
 pub type Exposition = Arc<dyn Fn() -> String + Send + Sync>;

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use weft_proto::v1::{Check, Instance};
-
-use crate::error::ApiError;
+use weft_registry_api::error::ApiError;
 
 /// Registers services and checks in the mesh.
 pub trait Upstream: Send + Sync + 'static {

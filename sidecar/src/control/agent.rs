@@ -10,12 +10,12 @@ use futures::future::BoxFuture;
 use tokio::net::TcpStream;
 use tonic::Status;
 use weft_agent::checks::{ScriptResult, Sockets};
-use weft_agent::error::ApiError;
 use weft_agent::forward::Source;
 use weft_agent::grant;
 use weft_agent::upstream::Upstream;
 use weft_proto::v1::catalog_client::CatalogClient;
 use weft_proto::v1::{Answer, Check, Instance, Question};
+use weft_registry_api::error::ApiError;
 
 use crate::control::connection::Control;
 use crate::control::registration::Registrations;

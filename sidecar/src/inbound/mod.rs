@@ -16,6 +16,7 @@ use http::Request;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
+use weft_core::hex;
 use weft_core::identity::SpiffeId;
 use weft_core::inbound::{Inbound, MtlsMode};
 use weft_core::policy::Protocol;
@@ -24,7 +25,7 @@ use weft_core::sniff::Sniff;
 use weft_core::tls_hello::{Hello, MAX_HELLO, client_hello};
 
 use crate::exchange::tcp::{self, First, To};
-use crate::files::{hex, sha256};
+use crate::files::sha256;
 use crate::http::http1::{Service, Unread};
 use crate::http::incoming::Incoming;
 use crate::http::{serve_http1, serve_http2};
@@ -192,7 +193,7 @@ async fn mesh(
         anyhow::ensure!(credentials.trusts_domain(id.trust_domain()), "{id} is of another trust domain");
         let port = to.port();
         anyhow::ensure!(!foreign || exported, "{id} of another trust domain calls port {port}, which is not exported");
-        let hash = hex(&sha256(leaf));
+        let hash = hex::encode(&sha256(leaf));
         Ok((tls, id, hash))
     };
     let (tls, id, hash) = match accepted.await {

@@ -15,7 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use weft_agent::idle::IdleLimit;
+use weft_listen::idle::IdleLimit;
 
 use crate::control::directory::Name;
 use crate::net::connect;

@@ -10,8 +10,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use http::{HeaderValue, Response, StatusCode, header};
-use weft_agent::idle::IdleLimit;
 use weft_core::headers::ProxyContext;
+use weft_listen::idle::IdleLimit;
 
 use crate::control::directory::Directory;
 use crate::host;
@@ -34,7 +34,7 @@ pub struct Settings {
     /// Protocols that requests may switch to (`Upgrade`), in lower case; `connect` stands for CONNECT.
     pub upgrades: Vec<String>,
     /// Host names of the endpoints on loopback.
-    pub names: weft_agent::page::Names,
+    pub names: weft_listen::page::Names,
 }
 
 impl Settings {

@@ -5,11 +5,11 @@
 //! of the mesh is denied.
 
 use serde_json::{Value, json};
-use weft_agent::decode::Fields;
-use weft_agent::error::ApiError;
-use weft_agent::query::Query;
-use weft_agent::reply::{self, Reply};
 use weft_core::identity::SpiffeId;
+use weft_registry_api::decode::Fields;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use super::Consul;
 

@@ -3,8 +3,8 @@
 //!
 //! The index is that of the result, not of everything: a change to one service wakes no query for another.
 
-use weft_agent::error::ApiError;
-use weft_agent::query::Query;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
 
 use crate::state::{Mesh, Topic};
 use weft_world::World;

@@ -8,12 +8,12 @@ use std::net::IpAddr;
 
 use http::StatusCode;
 use serde_json::json;
-use weft_agent::decode::Fields;
-use weft_agent::definitions::{tagged_addresses, weights};
-use weft_agent::error::ApiError;
-use weft_agent::query::Query;
-use weft_agent::reply::{self, Reply};
 use weft_proto::v1::{Check, Instance};
+use weft_registry_api::decode::Fields;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
+use weft_registry_api::service::{tagged_addresses, weights};
 
 use super::{Caller, Consul, api_error, select};
 use crate::identity::bounds;

@@ -5,8 +5,8 @@
 
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
-use weft_agent::query::Query;
-use weft_agent::reply::{self, Reply};
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use crate::identity::ca::{Ca, fingerprint};
 
@@ -27,8 +27,8 @@ impl Roots {
 
     /// `connect/ca/roots`. They do not change while the control plane runs: a blocking query always waits for its whole
     /// time.
-    pub(super) async fn answer(&self, query: &Query) -> Result<Reply, weft_agent::error::ApiError> {
-        if let Some((1, wait)) = query.block().map_err(weft_agent::error::ApiError::bad_request)? {
+    pub(super) async fn answer(&self, query: &Query) -> Result<Reply, weft_registry_api::error::ApiError> {
+        if let Some((1, wait)) = query.block().map_err(weft_registry_api::error::ApiError::bad_request)? {
             tokio::time::sleep(wait).await;
         }
         let body = json!({ "ActiveRootID": self.id, "TrustDomain": self.trust_domain, "Roots": [self.root] });

@@ -10,9 +10,9 @@ use http::StatusCode;
 use regex::{Regex, RegexBuilder};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use weft_agent::error::ApiError;
-use weft_agent::query::Query;
-use weft_agent::reply::{self, Reply};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use super::{Caller, Consul, api_error, select};
 use crate::state::documents::StoredDocument;

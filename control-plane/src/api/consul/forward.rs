@@ -2,10 +2,10 @@
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, StatusCode};
-use weft_agent::error::ApiError;
-use weft_agent::query::{Query, without};
-use weft_agent::reply::Reply;
 use weft_proto::v1::{PeerQuestion, Question};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::{Query, without};
+use weft_registry_api::reply::Reply;
 
 use super::route::{Endpoint, route};
 use super::{Caller, Consul, Rights};

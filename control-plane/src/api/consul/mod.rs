@@ -4,7 +4,7 @@
 //! [`route`] finds the endpoint, `Caller` decides the visible services and the permitted changes, `read` selects
 //! instances and nodes and answers reads, `block` waits; `kv` is the key-value store with its sessions and
 //! transactions, `queries` and `events` the prepared queries and events, `config` the config entries, which become
-//! policies. Queries, filters, headers and errors, which agents need too, are in `weft_agent`.
+//! policies. Queries, filters, headers and errors, which agents need too, are in `weft_registry_api`.
 
 mod authorize;
 mod block;
@@ -25,9 +25,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
-use weft_agent::error::ApiError;
-use weft_agent::query::Query;
-use weft_agent::reply::{self, Reply};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use crate::api::remote::RemoteReads;
 use crate::identity::caller::{Caller, Rights};

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use http::{Request, StatusCode};
 use rand::seq::SliceRandom;
 use serde_json::{Value, json};
-use weft_agent::decode::{Fields, go_duration};
-use weft_agent::error::ApiError;
-use weft_agent::query::Query;
-use weft_agent::reply::{self, Reply};
+use weft_registry_api::decode::{Fields, go_duration};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use super::select::{self, rows};
 use super::{Caller, Consul, api_error, forward, shapes};

@@ -1,8 +1,8 @@
 //! The endpoint of a request, or the reason why there is none. Names may contain slashes, literal or escaped.
 
 use http::{Method, StatusCode};
-use weft_agent::error::ApiError;
-use weft_agent::query::unescape;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::unescape;
 
 /// The endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
-use weft_agent::idle::{Connection, IdleLimit};
+use weft_listen::idle::{Connection, IdleLimit};
 
 use super::Dns;
 use super::packet::Transport;

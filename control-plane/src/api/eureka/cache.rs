@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 
-use weft_agent::eureka::answers::Format;
-use weft_agent::reply::Reply;
+use weft_registry_api::eureka::documents::Format;
+use weft_registry_api::reply::Reply;
 
 use super::Stamp;
 

@@ -2,7 +2,7 @@
 //! same responses for requests that sidecars forward (`crate::api::catalog`) and for the listener of the control plane.
 //!
 //! [`instance`] converts a registered instance, [`recent`] has the changes of the last minutes, and [`cache`] the last
-//! response as long as nothing has changed. The forms, and the paths, are `weft_agent::eureka`'s. Writes go to the
+//! response as long as nothing has changed. The forms, and the paths, are `weft_registry_api::eureka`'s. Writes go to the
 //! agent: an instance registers with the sidecar beside it, or at a listener of the control plane with
 //! `crate::registry::external`.
 
@@ -18,12 +18,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
-use weft_agent::error::ApiError;
-use weft_agent::eureka::answers::{self, Apps, Format};
-use weft_agent::eureka::instance::Instance;
-use weft_agent::eureka::route::{self, Endpoint, Read};
-use weft_agent::eureka::{error_reply, missed_reply};
-use weft_agent::reply::Reply;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::eureka::documents::{self, Apps, Format};
+use weft_registry_api::eureka::instance::Instance;
+use weft_registry_api::eureka::route::{self, Endpoint, Read};
+use weft_registry_api::eureka::{error_reply, missed_reply};
+use weft_registry_api::reply::Reply;
 
 use crate::identity::caller::Caller;
 use crate::state::Mesh;
@@ -73,7 +73,7 @@ impl Eureka {
             Read::SecureVip(name) => self.by_address(caller, &name, |instance| &instance.secure_vip_address),
         };
         match document {
-            Ok(document) => answers::answer(document, format),
+            Ok(document) => documents::encode(document, format),
             Err(error) => error_reply(&error),
         }
     }
@@ -104,9 +104,9 @@ impl Eureka {
         let (rows, stamp) = self.rows();
         self.recent().follow(&rows, stamp, Instant::now());
         let rows = View::of(caller, &rows).visible(&rows);
-        let hash = answers::hashcode(rows.iter().map(|row| instance::status(row)));
-        let document = answers::applications(&grouped(rows.into_iter().map(instance_of)), stamp.1, &hash);
-        let reply = answers::answer(document, format);
+        let hash = documents::hashcode(rows.iter().map(|row| instance::status(row)));
+        let document = documents::applications(&grouped(rows.into_iter().map(instance_of)), stamp.1, &hash);
+        let reply = documents::encode(document, format);
         if !caller.is_narrowed() {
             self.cache().keep(stamp, &caller.namespace, format, &reply);
         }
@@ -123,8 +123,8 @@ impl Eureka {
             let changes = recent.changes().filter(|(row, _)| view.sees(row));
             changes.map(|(row, action)| Instance { action, ..instance_of(row) }).collect()
         };
-        let hash = answers::hashcode(view.visible(&rows).into_iter().map(instance::status));
-        answers::applications(&grouped(changed.into_iter()), stamp.1, &hash)
+        let hash = documents::hashcode(view.visible(&rows).into_iter().map(instance::status));
+        documents::applications(&grouped(changed.into_iter()), stamp.1, &hash)
     }
 
     fn app(&self, caller: &Caller, app: &str) -> Result<serde_json::Value, ApiError> {
@@ -133,7 +133,7 @@ impl Eureka {
         let of_app = rows.filter(|row| row.instance.service.eq_ignore_ascii_case(app));
         let instances: Vec<Instance> = of_app.map(instance_of).collect();
         match instances.first() {
-            Some(first) => Ok(answers::application(&first.app, &instances)),
+            Some(first) => Ok(documents::application(&first.app, &instances)),
             None => Err(ApiError::new(StatusCode::NOT_FOUND, format!("no application {app:?} is registered"))),
         }
     }
@@ -148,7 +148,7 @@ impl Eureka {
         let rows = View::of(caller, &rows).visible(&rows).into_iter();
         let found = rows.filter(|row| wanted(row)).map(instance_of).find(|instance| instance.id() == id);
         let missing = || ApiError::new(StatusCode::NOT_FOUND, format!("no instance {id:?} is registered"));
-        found.map(|instance| answers::instance(&instance)).ok_or_else(missing)
+        found.map(|instance| documents::instance(&instance)).ok_or_else(missing)
     }
 
     /// The instances with a virtual address, in any case.
@@ -166,8 +166,8 @@ impl Eureka {
         if found.is_empty() {
             return Err(ApiError::new(StatusCode::NOT_FOUND, format!("no instance carries the address {name:?}")));
         }
-        let hash = answers::hashcode(found.iter().map(|instance| instance.status));
-        Ok(answers::applications(&grouped(found.into_iter()), stamp.1, &hash))
+        let hash = documents::hashcode(found.iter().map(|instance| instance.status));
+        Ok(documents::applications(&grouped(found.into_iter()), stamp.1, &hash))
     }
 
     fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {

@@ -4,16 +4,19 @@ use bytes::Bytes;
 use http::request;
 use weft_agent::catalog;
 use weft_agent::checks::target::Own;
-use weft_agent::error::ApiError;
-use weft_agent::query::Query;
-use weft_agent::reply::{self, Reply};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use super::{Externals, NO_CHECKS, node_name, reachable};
 use crate::identity::caller::Caller;
 
 impl Externals {
-    /// Handles a write to the caller's own node; `None`: it concerns another node.
+    /// Handles a write to the caller's own node; `None`: the request is none.
     pub async fn catalog(&self, caller: &Caller, head: &request::Parts, body: &Bytes) -> Option<Reply> {
+        if !catalog::is_write(head) {
+            return None;
+        }
         let query = Query::parse(head.uri.query().unwrap_or_default());
         let name = node_name(caller.address, &caller.namespace);
         let datacenter = self.mesh.read(|world| world.datacenter().to_owned());

@@ -13,9 +13,9 @@ use futures::future::BoxFuture;
 use http::StatusCode;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
-use weft_agent::error::ApiError;
 use weft_agent::upstream::Upstream;
 use weft_proto::v1::{Check, CheckUpdate, Instance};
+use weft_registry_api::error::ApiError;
 
 use super::lapses::Lapses;
 use crate::discovery::Discovery;

@@ -33,18 +33,19 @@ use weft_agent::checks::Sockets;
 use weft_agent::checks::target::Own;
 use weft_agent::datacenter::Datacenter;
 use weft_agent::entry::Task;
-use weft_agent::error::ApiError;
-use weft_agent::eureka::instance::Instance as Document;
-use weft_agent::eureka::route::Write;
-use weft_agent::eureka::service_id;
 use weft_agent::forward::{Forwarder, Source};
-use weft_agent::listen::Answers;
 use weft_agent::local::Local;
-use weft_agent::query::Query;
-use weft_agent::reply::{self, Reply};
 use weft_agent::route::{self, Endpoint, Missed};
-use weft_agent::{Agent, definitions, shapes};
+use weft_agent::{Agent, definitions};
+use weft_listen::server::Answers;
 use weft_proto::v1::{Answer, Question};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::eureka::instance::Instance as Document;
+use weft_registry_api::eureka::route::Write;
+use weft_registry_api::eureka::service_id;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
+use weft_registry_api::shapes;
 
 use crate::discovery::Discovery;
 use crate::identity::caller::Caller;
@@ -277,7 +278,7 @@ impl Externals {
         let node = self.eureka_node(caller, write, &body);
         match node {
             Ok(node) => weft_agent::eureka::answer(&node.agent, head, &query, body).await,
-            Err(error) => weft_agent::eureka::error_reply(&error),
+            Err(error) => weft_registry_api::eureka::error_reply(&error),
         }
     }
 

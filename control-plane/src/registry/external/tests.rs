@@ -353,8 +353,8 @@ async fn eurekas_clients_register_with_a_token() {
         let uri = format!("/eureka/apps/{path}");
         let request = Request::builder().method(method).uri(&uri).header("content-type", "application/json");
         let head = request.body(()).unwrap().into_parts().0;
-        let Ok(weft_agent::eureka::route::Endpoint::Write(write)) =
-            weft_agent::eureka::route::route(&head.method, &uri.replace("?value=UP", ""))
+        let Ok(weft_registry_api::eureka::route::Endpoint::Write(write)) =
+            weft_registry_api::eureka::route::route(&head.method, &uri.replace("?value=UP", ""))
         else {
             panic!("{uri}")
         };

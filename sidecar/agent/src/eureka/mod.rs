@@ -1,31 +1,27 @@
-//! Netflix Eureka's REST API, in JSON and XML, over the same services and checks as Consul's: registrations by one API
-//! are visible in the other, in DNS and in the mesh.
+//! Netflix Eureka's REST API, over the same services and checks as Consul's: registrations by one API are visible in the
+//! other, in DNS and in the mesh.
 //!
 //! An application is a service, an instance is one of its instances, a lease is a TTL check, OUT_OF_SERVICE is the
 //! service's maintenance mode, and metadata is metadata. Fields without an equivalent in Consul's model (pages, virtual
 //! addresses, the data centre) are kept as Eureka's own document with the registration.
 //!
-//! [`route`] finds the endpoint; [`instance`] decodes and encodes instances, [`xml`] converts to the other format,
-//! [`answers`] builds the documents around instances, and `write` changes registrations. Reads cover the whole mesh, so
-//! the control plane answers them.
+//! The documents and paths are in [`weft_registry_api::eureka`]; `write` changes registrations. Reads cover the whole mesh,
+//! so the control plane answers them.
 
-pub mod answers;
-pub mod instance;
-pub mod route;
 #[cfg(test)]
 mod tests;
 mod write;
-pub mod xml;
 
 use bytes::Bytes;
 use http::{StatusCode, request};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::eureka::route::{self, Endpoint};
+use weft_registry_api::eureka::{error_reply, missed_reply};
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::Reply;
 
 use crate::Agent;
-use crate::error::ApiError;
-use crate::query::Query;
-use crate::reply::{self, Reply};
-use route::{Endpoint, Missed};
-pub use write::{ChangeLock, MAX_DOCUMENT, lease_id, service_id};
+pub use write::ChangeLock;
 
 /// Responds to one request to the agent.
 pub async fn answer(agent: &Agent, head: &request::Parts, query: &Query, body: Bytes) -> Reply {
@@ -35,19 +31,6 @@ pub async fn answer(agent: &Agent, head: &request::Parts, query: &Query, body: B
         Err(missed) => return missed_reply(missed, head),
     };
     reply.unwrap_or_else(|error| error_reply(&error))
-}
-
-/// The response to a request without an endpoint.
-pub fn missed_reply(missed: Missed, head: &request::Parts) -> Reply {
-    match missed {
-        Missed::Method(allowed) => reply::wrong_method(&head.method, allowed),
-        Missed::NoEndpoint(error) => error_reply(&error),
-    }
-}
-
-/// An error as plain text; [`answers::in_format`] makes a document of it.
-pub fn error_reply(error: &ApiError) -> Reply {
-    reply::error(error, false, &Query::default())
 }
 
 /// The error for an instance that is not registered here.

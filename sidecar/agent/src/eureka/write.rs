@@ -8,20 +8,19 @@ use std::time::{Duration, SystemTime};
 use http::StatusCode;
 use weft_core::clock::unix_ms;
 use weft_proto::v1;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::eureka::instance::{Instance, Status};
+use weft_registry_api::eureka::route::Write;
+use weft_registry_api::eureka::{MAX_DOCUMENT, lease_id, service_id};
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
-use super::instance::{Instance, Status};
-use super::route::Write;
 use super::unknown;
 use crate::Agent;
 use crate::checks::state::{self, MAX_OUTPUT, Thresholds};
 use crate::checks::target::Own;
 use crate::checks::{Definition, Kind};
-use crate::error::ApiError;
-use crate::query::Query;
-use crate::reply::{self, Reply};
 
-/// Maximum size of the document stored with a registration, in bytes.
-pub const MAX_DOCUMENT: usize = 16 << 10;
 /// Minimum time between the end of a lease and the removal of its instance, as in Consul.
 const MIN_DEREGISTER: Duration = Duration::from_secs(60);
 const OUT_OF_SERVICE: &str = "OUT_OF_SERVICE by Eureka's API";
@@ -29,17 +28,6 @@ const OUT_OF_SERVICE: &str = "OUT_OF_SERVICE by Eureka's API";
 /// Serialises changes, each of which starts by reading the current state.
 #[derive(Debug, Default)]
 pub struct ChangeLock(tokio::sync::Mutex<()>);
-
-/// The service id of an application's instance. Eureka's key has both parts: Netflix's client uses the machine's name
-/// as the id for every application.
-pub fn service_id(app: &str, id: &str) -> String {
-    format!("{}:{id}", app.to_lowercase())
-}
-
-/// The check that represents a service's lease.
-pub fn lease_id(service_id: &str) -> String {
-    format!("eureka:{service_id}")
-}
 
 /// Applies a change, one at a time.
 pub(super) async fn write(agent: &Agent, write: Write, query: &Query, body: &[u8]) -> Result<Reply, ApiError> {

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use tokio::time::Instant;
+use weft_registry_api::error::ApiError;
 
 use super::super::definitions;
 use super::super::entry::{new_state, wire};
-use super::super::error::ApiError;
 use super::{LIMIT, Local, Writing};
 use crate::checks::state::{State, Status};
 use crate::checks::{Definition, Kind};

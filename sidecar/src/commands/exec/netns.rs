@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal};
-use weft_agent::checks::target;
+use weft_listen::address;
 
 use crate::commands::run;
 use crate::files;
@@ -171,7 +171,7 @@ async fn reachable(control_plane: &str, wanted: Wanted) -> Result<()> {
         "--control-plane {control_plane} is on this machine's loopback, where a pod with an address of its own does not \
          reach it: give another address of this machine, or --netns without an address"
     );
-    if wanted == Wanted::Any && !target::is_local(found.ip()) {
+    if wanted == Wanted::Any && !address::is_local(found.ip()) {
         tracing::warn!(
             "the control plane {control_plane} is on another machine: it takes this machine's address for the pod's, and \
              others do not reach the service there. Give the pod an address that your network routes to this machine: \

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use tokio::sync::watch;
 use weft_agent::Agent;
-use weft_agent::checks::target;
 use weft_agent::connect::Leaves;
 use weft_agent::datacenter::Datacenter;
-use weft_agent::idle::IdleLimit;
-use weft_agent::listen::Bounds;
 use weft_agent::local::Local;
-use weft_agent::page::Names;
 use weft_core::locality::Place;
 use weft_core::names::normalise;
+use weft_listen::address;
+use weft_listen::idle::IdleLimit;
+use weft_listen::page::Names;
+use weft_listen::server::Bounds;
 
 use super::config::{Config, Listen, OutboundPolicy};
 use super::ports::Accepting;
@@ -178,7 +178,7 @@ pub(super) fn agent(
     datacenter: Datacenter,
 ) -> Arc<Agent> {
     let towards: SocketAddr = control.address().parse().unwrap_or(ELSEWHERE);
-    let address = connect::source().or_else(|| target::source_towards(towards).filter(|_| config.outside));
+    let address = connect::source().or_else(|| address::source_towards(towards).filter(|_| config.outside));
     let served = proxy.clone();
     let serve: Serve = Arc::new(move |stream, peer, at| {
         tokio::spawn(inbound::connection(served.clone(), stream, peer, at, 0));
@@ -227,7 +227,7 @@ fn serve_agent_api(
             tokio::spawn(async move {
                 // Never closed while the sidecar runs.
                 let _ = restored.wait_for(|restored| *restored).await;
-                weft_agent::listen::serve(agent, listener, Bounds::new(per_client)).await;
+                weft_listen::server::serve(agent, listener, Bounds::new(per_client)).await;
             });
         }
         // A Consul agent or a Eureka server, most likely: the application may go on using it.

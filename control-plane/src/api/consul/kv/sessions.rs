@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use http::StatusCode;
 use serde_json::{Value, json};
-use weft_agent::decode::{Fields, go_duration};
-use weft_agent::error::ApiError;
-use weft_agent::query::Query;
-use weft_agent::reply::{self, Reply};
 use weft_proto::v1::StoredSession;
+use weft_registry_api::decode::{Fields, go_duration};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use crate::api::consul::{Caller, Consul, Rights, api_error, select};
 use crate::state::locks::{SERF_HEALTH, Session, Sessions};

@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use serde_json::{Value, json};
-use weft_agent::error::ApiError;
-use weft_agent::filter::Filter;
-use weft_agent::query::Query;
-use weft_agent::reply::{self, Reply, filtered};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::filter::Filter;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply, filtered};
 
 use super::block::block;
 use super::route::Endpoint;
@@ -88,7 +88,7 @@ pub(super) async fn read(
 fn leader(consul: &Consul, caller: &Caller) -> String {
     let mut address = consul.address;
     if address.ip().is_unspecified()
-        && let Some(ip) = weft_agent::checks::target::source_towards((caller.address, address.port()).into())
+        && let Some(ip) = weft_listen::address::source_towards((caller.address, address.port()).into())
     {
         address.set_ip(ip);
     }

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::StatusCode;
-use weft_agent::error::ApiError;
-use weft_agent::query::Query;
 use weft_proto::v1::Check;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
 
 use crate::api::consul::{Caller, Consul, near};
 use crate::state::{Node, Nodes};

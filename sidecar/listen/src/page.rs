@@ -4,8 +4,7 @@
 
 use http::{HeaderMap, Method, StatusCode, Uri, header};
 use weft_core::names::normalise;
-
-use crate::error::ApiError;
+use weft_registry_api::error::ApiError;
 
 /// Accepted host names of an API on loopback, besides addresses and `localhost`: a page cannot use an address as its
 /// domain.

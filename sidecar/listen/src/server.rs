@@ -20,14 +20,14 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::path;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use crate::admission::Admission;
 use crate::clients::{Clients, Kind};
-use crate::error::ApiError;
 use crate::idle::IdleLimit;
-use crate::path;
-use crate::query::Query;
-use crate::reply::{self, Reply};
 
 /// Maximum size of a request's body in bytes.
 pub const MAX_BODY: usize = 512 << 10;

@@ -38,7 +38,7 @@ impl Format {
 pub type Apps = BTreeMap<String, Vec<Instance>>;
 
 /// A document as a response.
-pub fn answer(document: Value, format: Format) -> Reply {
+pub fn encode(document: Value, format: Format) -> Reply {
     let Value::Object(map) = document else { return reply::text("") };
     let body = match format {
         Format::Xml => xml::write(&map),
@@ -58,7 +58,7 @@ pub fn in_format(mut reply: Reply, headers: &HeaderMap) -> Reply {
     match kind {
         kind if kind.starts_with("text/plain") && !reply.body().is_empty() => {
             let text = String::from_utf8_lossy(reply.body()).into_owned();
-            let document = answer(json!({ "error": text }), format);
+            let document = encode(json!({ "error": text }), format);
             *reply.body_mut() = document.body().clone();
             reply.headers_mut().extend(document.headers().clone());
             reply
@@ -128,10 +128,10 @@ mod tests {
         let apps = Apps::from([("ORDER".to_owned(), vec![one.clone()])]);
         let document = applications(&apps, 7, "UP_1_");
         assert_eq!(document["applications"]["application"][0]["instance"][0]["app"], "ORDER");
-        let json = answer(document.clone(), Format::Json);
+        let json = encode(document.clone(), Format::Json);
         assert_eq!(json.headers()["content-type"], "application/json");
         assert_eq!(serde_json::from_slice::<Value>(json.body()).unwrap(), document);
-        let xml = answer(document, Format::Xml);
+        let xml = encode(document, Format::Xml);
         let text = std::str::from_utf8(xml.body()).unwrap();
         assert!(text.starts_with("<applications>"), "{text}");
         for part in
@@ -139,7 +139,7 @@ mod tests {
         {
             assert!(text.contains(part), "{part}: {text}");
         }
-        let none = answer(applications(&Apps::new(), 1, ""), Format::Xml);
+        let none = encode(applications(&Apps::new(), 1, ""), Format::Xml);
         assert!(none.body().ends_with(b"</applications>"));
     }
 

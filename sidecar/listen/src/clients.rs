@@ -9,10 +9,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::{Method, StatusCode, request};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
 
-use crate::error::ApiError;
 use crate::idle::source;
-use crate::query::Query;
 
 /// Concurrent requests of one client, per kind: Consul's default.
 pub const PER_CLIENT: usize = 200;

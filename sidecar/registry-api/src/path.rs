@@ -43,7 +43,7 @@ pub fn redirect_or_refusal(path: &str, query: Option<&str>) -> Option<Reply> {
 
 /// Converts a response to the format of Eureka's client, if the path belongs to that API.
 pub fn in_format(path: &str, headers: &HeaderMap, reply: Reply) -> Reply {
-    if eureka::route::is_eureka_path(path) { eureka::answers::in_format(reply, headers) } else { reply }
+    if eureka::route::is_eureka_path(path) { eureka::documents::in_format(reply, headers) } else { reply }
 }
 
 #[cfg(test)]
