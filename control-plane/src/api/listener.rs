@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, request};
 use rcgen::KeyPair;
+use weft_identity::provider;
 use weft_listen::page::Names;
 use weft_listen::server::{self, Answers, Bounds};
 use weft_registry_api::error::ApiError;
@@ -130,7 +131,7 @@ fn server_config(ca: Arc<Ca>, names: Vec<String>) -> Result<Arc<rustls::ServerCo
     let sign = move |ca: &Ca, key: &KeyPair, lifetime| ca.sign_server(key, &names, SystemTime::now(), lifetime);
     let own = OwnCertificate::renewing(ca, sign, std::future::pending())
         .with_context(|| format!("no certificate for {shown} (--http-name)"))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = provider();
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
@@ -375,7 +376,7 @@ mod tests {
         ));
         let mut roots = rustls::RootCertStore::empty();
         roots.add(ca.root().clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = provider();
         let config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()

@@ -14,11 +14,10 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use weft_core::renewal::Renewal;
+use weft_identity::grant;
 use weft_registry_api::error::ApiError;
 use weft_registry_api::query::Query;
 use weft_registry_api::reply::{self, Reply};
-
-use crate::grant;
 
 /// Minimum wait of a query while no certificate is available, unless it sets a shorter one: otherwise clients would
 /// retry in a tight loop.

@@ -18,7 +18,6 @@ pub mod entry;
 pub mod eureka;
 pub mod files;
 pub mod forward;
-pub mod grant;
 pub mod local;
 pub mod persistence;
 pub mod read;

@@ -143,6 +143,7 @@ fn value(any: &Any<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use rcgen::{CertificateParams, DnType, KeyPair, SanType, SerialNumber};
+    use weft_identity::certificate::fingerprint;
 
     use super::*;
 
@@ -171,7 +172,7 @@ mod tests {
         );
         assert_eq!((found.addresses.join(","), found.mails.join(",")), ("10.1.2.3,fd00::1".into(), "a@b.c".into()));
         assert_eq!(found.serial, "0aff");
-        assert_eq!((found.sha256, found.sha1.len()), (hex::encode(&crate::files::sha256(made.der())), 40));
+        assert_eq!((found.sha256, found.sha1.len()), (hex::encode(&fingerprint(made.der())), 40));
         assert_eq!(found.start, SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_312_000));
         assert!(found.pem.starts_with("-----BEGIN%20CERTIFICATE-----%0AMII"), "{}", found.pem);
         assert!(found.pem.ends_with("-----END%20CERTIFICATE-----%0A"), "{}", found.pem);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use weft_registry_api::query::Query;
 use weft_registry_api::reply::{self, Reply};
 
-use crate::identity::ca::{Ca, fingerprint};
+use crate::identity::ca::Ca;
 
 /// The public part of the authority.
 pub struct Roots {
@@ -21,7 +21,7 @@ impl Roots {
     /// The roots of this authority.
     pub fn of(ca: &Ca) -> Roots {
         let root = ca.root();
-        let id = hex(&fingerprint(root), ":");
+        let id = hex(&ca.fingerprint(), ":");
         Roots { trust_domain: ca.trust_domain().to_owned(), root: shape(root, ca.root_pem(), &id), id }
     }
 

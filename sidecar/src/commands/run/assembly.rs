@@ -33,7 +33,7 @@ use crate::resolve::forward::Forwarder;
 use crate::resolve::resolv;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{Metrics, Workload};
-use crate::tls::identity::{Identity, TokenClaims};
+use crate::tls::identity::{Identity, claims_of_file};
 use crate::upstream::resolution::Resolution;
 use crate::{gateway, host, inbound};
 
@@ -42,7 +42,7 @@ const ELSEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2
 
 /// The connection to the control plane, with the identity that it authenticates by.
 pub(super) fn control(config: &Config, node: &str) -> Arc<Control> {
-    let token = TokenClaims::of_file(config.token_file.as_deref());
+    let token = claims_of_file(config.token_file.as_deref());
     let identity = Arc::new(Identity::open(Some(&config.data_dir), &config.credentials, token.as_ref()));
     Arc::new(Control::new(config.control_planes.clone(), node, config.token_file.clone(), identity))
 }
