@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
 use tracing_appender::non_blocking::NonBlockingBuilder;
-use weft_agent::clients;
 use weft_control_plane::api::dns::{self, listen::Listen};
 use weft_control_plane::api::listener;
 use weft_control_plane::federation::{self, peering::PeerAddress};
@@ -16,6 +15,7 @@ use weft_control_plane::server::{self, Config};
 use weft_control_plane::sources::folder::DEFAULT_GRACE_S;
 use weft_control_plane::store::etcd::Access;
 use weft_control_plane::store::snapshot::automatic;
+use weft_listen::clients;
 use weft_proto::v1::PeerGateway;
 use weft_world::DEFAULT_DATACENTER;
 

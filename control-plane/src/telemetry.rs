@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::StatusCode;
-use weft_agent::answer::{self, Answered};
+use weft_registry_api::reply::{self, Reply};
 
 use crate::store::health::{Health, Problem};
 use crate::store::snapshot::automatic;
@@ -36,17 +36,17 @@ pub fn describe(problem: &Problem) -> String {
 
 impl Telemetry {
     /// The response for a path, `None` for other paths.
-    pub fn answer(&self, path: &str) -> Option<Answered> {
+    pub fn answer(&self, path: &str) -> Option<Reply> {
         match path {
             READY => Some(self.ready()),
-            METRICS => Some(answer::text(self.metrics())),
+            METRICS => Some(reply::text(self.metrics())),
             _ => None,
         }
     }
 
-    fn ready(&self) -> Answered {
-        let Some(problem) = self.store.problem() else { return answer::text("ready\n") };
-        let mut answer = answer::text(format!("not ready: {}\n", describe(&problem)));
+    fn ready(&self) -> Reply {
+        let Some(problem) = self.store.problem() else { return reply::text("ready\n") };
+        let mut answer = reply::text(format!("not ready: {}\n", describe(&problem)));
         *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         answer
     }

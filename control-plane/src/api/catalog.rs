@@ -6,14 +6,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-
 use tonic::{Request, Response, Status};
-use weft_agent::answer::{self, Answered};
-use weft_agent::query::Query;
-use weft_agent::refused::Refused;
 use weft_core::identity::SpiffeId;
 use weft_proto::v1::catalog_server::Catalog;
 use weft_proto::v1::{Answer, Question};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use crate::api::access;
 use crate::api::consul::{self, Consul};
@@ -34,13 +33,13 @@ pub struct CatalogService {
 
 impl CatalogService {
     /// Answers a request that a sidecar of this identity forwards.
-    async fn answer(&self, peer: &Peer, id: &SpiffeId, passed: http::Request<Bytes>) -> Answered {
+    async fn answer(&self, peer: &Peer, id: &SpiffeId, passed: http::Request<Bytes>) -> Reply {
         let (head, body) = passed.into_parts();
         let query = Query::parse(head.uri.query().unwrap_or_default());
-        let eureka = weft_agent::eureka::route::is_ours(head.uri.path());
-        let refusal = |refused| {
+        let eureka = weft_registry_api::eureka::route::is_eureka_path(head.uri.path());
+        let refusal = |error| {
             let get = head.method == Method::GET;
-            if eureka { weft_agent::eureka::refusal(&refused) } else { answer::refusal(&refused, get, &query) }
+            if eureka { weft_registry_api::eureka::error_reply(&error) } else { reply::error(&error, get, &query) }
         };
         let public = consul::route::is_public(&head.method, head.uri.path());
         let rights = match access::claims(&self.tokens, &head) {
@@ -52,11 +51,11 @@ impl CatalogService {
                     claims.namespace,
                     id.namespace()
                 );
-                return refusal(Refused::new(StatusCode::FORBIDDEN, text));
+                return refusal(ApiError::new(StatusCode::FORBIDDEN, text));
             }
             Ok(Some(claims)) => Rights::Token(claims),
             Ok(None) => Rights::All,
-            Err(refused) => return refusal(refused),
+            Err(error) => return refusal(error),
         };
         let (namespace, identity) = (id.namespace().to_owned(), id.to_string());
         let caller = Caller { namespace, identity, address: peer.remote, rights };
@@ -89,8 +88,8 @@ pub(crate) fn request_of(question: Question) -> Result<http::Request<Bytes>, Sta
 }
 
 /// A response for the wire.
-pub(crate) fn answer_of(answered: Answered) -> Answer {
-    let (head, body) = answered.into_parts();
+pub(crate) fn answer_of(reply: Reply) -> Answer {
+    let (head, body) = reply.into_parts();
     // These headers are all text.
     let headers =
         head.headers.iter().filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned())));
@@ -160,8 +159,8 @@ mod tests {
             ("of-another-time", "GET", "/v1/status/leader", 200, "10.0.0.9:15012"),
         ] {
             let passed = http::Request::builder().method(method).uri(path).header("x-consul-token", token);
-            let answered = service.answer(&peer, &id, passed.body(Bytes::new()).unwrap()).await;
-            let (got, text) = (answered.status(), String::from_utf8_lossy(answered.body()).into_owned());
+            let reply = service.answer(&peer, &id, passed.body(Bytes::new()).unwrap()).await;
+            let (got, text) = (reply.status(), String::from_utf8_lossy(reply.body()).into_owned());
             assert!(got == status && text.contains(words), "{method} {path} {token:.20}: {got} {text}");
         }
     }

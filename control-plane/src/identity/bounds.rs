@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use weft_agent::eureka::MAX_DOCUMENT;
 use weft_proto::v1;
+use weft_registry_api::eureka::MAX_DOCUMENT;
 
 use crate::identity::rates::Rates;
 

@@ -19,6 +19,7 @@ pub mod flag;
 pub mod gateway;
 pub mod hash;
 pub mod headers;
+pub mod hex;
 pub mod http1;
 pub mod identity;
 pub mod inbound;

@@ -18,11 +18,12 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 use weft_agent::connect::{Leaf, Signer};
+use weft_identity::token::JoinClaims;
 use weft_proto::v1::identity_client::IdentityClient;
 use weft_proto::v1::{SignRequest, SignResponse};
 
 use crate::net::connect;
-use crate::tls::identity::{Identity, PendingKey, TokenClaims};
+use crate::tls::identity::{Identity, PendingKey};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A control plane to which thousands of sidecars connect at once makes their handshakes in turn: one that answered the connection
@@ -196,7 +197,7 @@ impl Control {
                 file.display(),
                 token.len()
             );
-            let claims = TokenClaims::read(&token)?;
+            let claims = JoinClaims::read(&token)?;
             let mut request = request();
             let bearer = format!("Bearer {}", token.trim());
             request.metadata_mut().insert("authorization", bearer.parse().context("the join token is damaged")?);

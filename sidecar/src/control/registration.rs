@@ -11,15 +11,15 @@ use anyhow::{Context, Result};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use weft_core::clock::unix_ms;
 use weft_proto::v1::registry_client::RegistryClient;
 use weft_proto::v1::registry_request::Kind;
 use weft_proto::v1::{
     Check, CheckUpdate, Deregister, Ejected, Heartbeat, Hello, Instance, RegistryReply, RegistryRequest, Synced,
 };
+use weft_registry_api::registration::digest;
 
 use weft_agent::datacenter::Datacenter;
-use weft_agent::entry::digest;
-use weft_core::clock::unix_ms;
 
 use crate::control::connection::{Backoff, Control};
 use crate::control::directory::Directory;

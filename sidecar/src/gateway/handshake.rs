@@ -12,13 +12,14 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use weft_core::gateway::{ServerCertificate, Termination, TlsTermination};
 use weft_core::headers::Tls;
+use weft_core::hex;
 use weft_core::identity::SpiffeId;
+use weft_identity::certificate::{fingerprint, spiffe_id};
 
 use super::{PATIENCE, certificate};
-use crate::files::{hex, sha256};
 use crate::net::stream::{ReadAhead, Rewind};
 use crate::proxy::Proxy;
-use crate::tls::identity::{alpn, spiffe_id};
+use crate::tls::identity::alpn;
 use crate::tls::origination::has_one_of;
 
 /// A connection whose TLS is terminated here.
@@ -83,7 +84,7 @@ async fn handshake(config: &Arc<rustls::ServerConfig>, stream: Rewind<TcpStream>
 }
 
 fn hash(leaf: &CertificateDer<'_>) -> String {
-    format!("Hash={}", hex(&sha256(leaf)))
+    format!("Hash={}", hex::encode(&fingerprint(leaf)))
 }
 
 impl TerminatedTls {

@@ -84,7 +84,7 @@ impl Caller {
 
     async fn plain(&self, mut stream: TcpStream, doors: &Doors) {
         let first = tokio::time::timeout(PATIENCE, tcp::first(&mut stream, BytesMut::new(), None));
-        let first = self.proxy.quiet.enter(self.peer.ip()).until(first).await;
+        let first = self.proxy.idle.enter(self.peer.ip()).until(first).await;
         let Some(Ok(Ok(First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2))))) = first else { return };
         let stream = Rewind::new(bytes.freeze(), stream);
         let entrance = Entrance { servers: doors.servers.clone(), scheme: "http", tls: None };
@@ -93,7 +93,7 @@ impl Caller {
 
     async fn tls(&self, mut stream: TcpStream, doors: &Doors) {
         let said = tokio::time::timeout(PATIENCE, hello(&mut stream, BytesMut::new()));
-        let said = self.proxy.quiet.enter(self.peer.ip()).until(said).await;
+        let said = self.proxy.idle.enter(self.peer.ip()).until(said).await;
         let Some(Ok(Ok(ClientHello { bytes, name, mesh }))) = said else {
             return;
         };

@@ -14,6 +14,7 @@ use weft_core::identity::SpiffeId;
 use weft_core::outcome::Outcome;
 use weft_core::policy::{Cluster, Http2Keepalive, Origination, Tls};
 use weft_core::proxy_protocol::{self, ConnectionAddresses};
+use weft_identity::certificate::spiffe_id;
 
 use crate::http::http1;
 use crate::http::http2;
@@ -21,7 +22,7 @@ use crate::net::connect::{self, Keepalive, MARK_UPSTREAM};
 use crate::net::stream::{MaybeSocket, ReadAhead, Socket};
 use crate::net::transport::Transport;
 use crate::resolve::lookup;
-use crate::tls::identity::{Identity, alpn, spiffe_id};
+use crate::tls::identity::{Identity, alpn};
 use crate::upstream::pool::Opened;
 
 /// Longest wait for a connection through a gateway of another data centre: the request may still be answered at home.

@@ -52,8 +52,8 @@ impl Fixture {
     async fn ask(&self, caller: &Caller, method: &str, uri: &str, body: &str) -> (u16, String) {
         let request = Request::builder().method(method).uri(format!("/v1/agent/{uri}")).body(()).unwrap();
         let body = Bytes::from(body.to_owned());
-        let answered = self.externals.answer(caller, &request.into_parts().0, body).await;
-        (answered.status().as_u16(), String::from_utf8(answered.body().to_vec()).unwrap())
+        let reply = self.externals.answer(caller, &request.into_parts().0, body).await;
+        (reply.status().as_u16(), String::from_utf8(reply.body().to_vec()).unwrap())
     }
 
     async fn done(&self, caller: &Caller, uri: &str, body: &str) {
@@ -192,8 +192,8 @@ async fn catalog_writes_to_the_callers_own_node_register_services() {
         let uri = format!("/v1/catalog/{what}");
         let body = Bytes::from(format!(r#"{{"Node":"ext-10-0-0-7"{rest}}}"#));
         let (head, ()) = Request::put(uri).body(()).unwrap().into_parts();
-        let answered = all.externals.catalog(caller, &head, &body).await?;
-        Some((answered.status().as_u16(), String::from_utf8_lossy(answered.body()).into_owned()))
+        let reply = all.externals.catalog(caller, &head, &body).await?;
+        Some((reply.status().as_u16(), String::from_utf8_lossy(reply.body()).into_owned()))
     };
     let service = r#","Service":{"Service":"order","Port":80}"#;
     let check = r#","Check":{"Name":"c","ServiceID":"order","Status":"passing"}"#;
@@ -340,13 +340,13 @@ async fn eurekas_clients_register_with_a_token() {
         let uri = format!("/eureka/apps/{path}");
         let request = Request::builder().method(method).uri(&uri).header("content-type", "application/json");
         let head = request.body(()).unwrap().into_parts().0;
-        let Ok(weft_agent::eureka::route::Endpoint::Write(write)) =
-            weft_agent::eureka::route::route(&head.method, &uri.replace("?value=UP", ""))
+        let Ok(weft_registry_api::eureka::route::Endpoint::Write(write)) =
+            weft_registry_api::eureka::route::route(&head.method, &uri.replace("?value=UP", ""))
         else {
             panic!("{uri}")
         };
-        let answered = fixture.externals.eureka(caller, &write, &head, Bytes::from(body.to_owned())).await;
-        (answered.status().as_u16(), String::from_utf8_lossy(answered.body()).into_owned())
+        let reply = fixture.externals.eureka(caller, &write, &head, Bytes::from(body.to_owned())).await;
+        (reply.status().as_u16(), String::from_utf8_lossy(reply.body()).into_owned())
     };
     let document = |app: &str, id: &str, ip: &str| {
         format!(

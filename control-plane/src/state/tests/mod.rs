@@ -319,7 +319,7 @@ async fn group_members_have_the_life_of_instances() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = open(store(dir.path()).await).await;
     let session = mesh.begin_session("n1", node(1)).await.unwrap();
-    let member = weft_agent::entry::group_member("vms");
+    let member = weft_registry_api::registration::group_member("vms");
     let elsewhere = v1::Instance { address: "10.0.0.9".into(), ..member.clone() };
     assert!(
         mesh.register("n1", session, elsewhere).await.unwrap_err().to_string().contains("10.0.0.9 is not an address")

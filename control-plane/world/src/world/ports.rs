@@ -47,7 +47,7 @@ pub(crate) struct Part<'a> {
 /// younger one that is equal in both adds endpoints.
 pub(crate) fn parts(host: &Host) -> Vec<Part<'_>> {
     let (mut numbers, mut names) = (BTreeMap::new(), BTreeMap::new());
-    let mut is_ours = |port: &EntryPort| {
+    let mut is_eureka_path = |port: &EntryPort| {
         let (number, name) = (port.number, port.name.clone());
         match (numbers.get(&number), names.get(&name)) {
             (None, None) => {
@@ -59,7 +59,7 @@ pub(crate) fn parts(host: &Host) -> Vec<Part<'_>> {
         }
     };
     host.entries()
-        .map(|entry| Part { entry, ports: entry.ports.iter().filter(|port| is_ours(port)).collect() })
+        .map(|entry| Part { entry, ports: entry.ports.iter().filter(|port| is_eureka_path(port)).collect() })
         .collect()
 }
 

@@ -13,11 +13,11 @@ use std::time::Duration;
 use rand::seq::IndexedRandom;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use weft_agent::checks::target::is_local;
 use weft_core::names::{self, CONSUL_SUFFIX};
+use weft_core::target::is_virtual;
+use weft_listen::address::is_local;
 
 use super::Found;
-use weft_core::target::is_virtual;
 
 /// Look-ups in progress at a time.
 const AT_ONCE: usize = 64;

@@ -74,7 +74,7 @@ impl Authority {
     /// `asks`: clients have to show a certificate of this authority.
     fn server(&self, names: &[&str], asks: bool) -> Arc<rustls::ServerConfig> {
         let (leaf, key) = self.leaf("server", names);
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = provider();
         let builder = rustls::ServerConfig::builder_with_provider(provider.clone());
         let builder = builder.with_safe_default_protocol_versions().unwrap();
         let mut roots = RootCertStore::empty();
@@ -191,7 +191,7 @@ fn self_signed(ca: &Authority, names: &[&str], years: (i32, i32)) -> Arc<rustls:
     (params.not_before, params.not_after) = (date_time_ymd(years.0, 1, 1), date_time_ymd(years.1, 1, 1));
     let certificate = params.self_signed(&key).unwrap();
     std::fs::write(ca.path("own.pem"), certificate.pem()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = provider();
     let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     Arc::new(builder.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key).unwrap())

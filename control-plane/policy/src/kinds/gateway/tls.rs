@@ -196,7 +196,7 @@ fn credential(tls: &Fields<'_>, field: &'static str) -> Option<String> {
 fn caller_names(tls: &Fields<'_>, mesh: bool) -> Vec<String> {
     let names = tls.strings("subjectAltNames");
     for (name, place) in &names {
-        if mesh && !name.starts_with("spiffe://") {
+        if mesh && !name.starts_with(weft_core::identity::SCHEME) {
             let text = format!(
                 "`{name}` is never the name of a workload, which is spiffe://<trust domain>/ns/<namespace>/sa/<account>"
             );

@@ -13,8 +13,8 @@ async fn put(fixture: &Fixture, entry: &Value) -> (u16, String) {
 
 async fn send(fixture: &Fixture, caller: &Caller, method: &str, uri: &str, body: &Value) -> (u16, String) {
     let request = Request::builder().method(method).uri(uri).body(Bytes::from(body.to_string())).unwrap();
-    let answered = answer(&fixture.consul, caller, request).await;
-    (answered.status().as_u16(), String::from_utf8_lossy(answered.body()).into_owned())
+    let reply = answer(&fixture.consul, caller, request).await;
+    (reply.status().as_u16(), String::from_utf8_lossy(reply.body()).into_owned())
 }
 
 /// The text of the one policy of a kind.
