@@ -36,16 +36,19 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
     let stays = |document: &&Arc<Document>| !new.contains(&document.key());
     all.extend(folder.iter().chain(&api).filter(stays).map(AsRef::as_ref));
     let files: BTreeSet<String> = documents.iter().map(|d| d.file.clone()).collect();
-    for problem in weft_policy::check(&all) {
+    let old: HashMap<Key, &Document> = api.iter().map(|d| (d.key(), &**d)).collect();
+    let replaced: Vec<&Document> = documents.iter().filter_map(|d| old.get(&d.key()).copied()).collect();
+    let changed: Vec<&Document> = replaced.iter().copied().chain(&documents).collect();
+    let impact = weft_policy::impact(&changed, &all);
+    let part = impact.as_ref().map_or(&all[..], |impact| &impact.documents[..]);
+    for problem in weft_policy::check(part) {
         // Existing problems are not this request's.
         if files.contains(&problem.file) {
             failed |= problem.severity == Severity::Error;
             texts.push(problem.to_string());
         }
     }
-    let old: HashMap<Key, &Document> = api.iter().map(|d| (d.key(), &**d)).collect();
-    let replaced: Vec<&Document> = documents.iter().filter_map(|d| old.get(&d.key()).copied()).collect();
-    let needed = weft_policy::needs(&replaced, &all, &|host| mesh.read(|world| world.offers(host)));
+    let needed = weft_policy::needs(&replaced, part, &|host| mesh.read(|world| world.offers(host)));
     for document in &documents {
         if let Some(need) = needed.get(&document.key()) {
             failed |= !request.force;
@@ -75,8 +78,8 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
     if let Err(interrupted) = mesh.change_policies(documents, &[]).await {
         return partly(changes, &places, interrupted);
     }
-    let odd = mesh.read(|world| weft_world::translate::warnings(world, true));
-    texts.extend(odd.iter().filter(|p| files.contains(&p.file)).map(ToString::to_string));
+    let odd = mesh.read(|world| weft_world::translate::warnings_of(world, &|document| files.contains(&document.file)));
+    texts.extend(odd.iter().map(ToString::to_string));
     Ok(v1::ApplyReply { changes, problems: texts, applied: true })
 }
 

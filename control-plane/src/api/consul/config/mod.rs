@@ -227,7 +227,9 @@ fn checked(consul: &Consul, service: &str, namespace: &str, chain: &Chain) -> Re
     }
     consul.mesh.date(&mut documents);
     let all: Vec<&Document> = documents.iter().chain(others().map(AsRef::as_ref)).collect();
-    let problems = weft_policy::check(&all);
+    let before = folder.iter().chain(&api).filter(|held| held.name == policies::name(service)).map(AsRef::as_ref);
+    let changed: Vec<&Document> = before.chain(&documents).collect();
+    let problems = weft_policy::check_change(&changed, &all);
     match problems.iter().find(|problem| problem.severity == Severity::Error && problem.file == FILE) {
         Some(problem) => Err(ApiError::bad_request(problem.text.clone())),
         None => Ok(documents),
