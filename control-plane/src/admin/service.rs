@@ -187,8 +187,8 @@ impl Admin for AdminService {
         let account = if request.api.is_some() { "api" } else { request.service_account.as_str() };
         SpiffeId::new(self.ca.trust_domain(), &namespace, account)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let named = !request.services.is_empty() || request.api.is_some();
-        let services = if named { request.services } else { vec![request.service_account.clone()] };
+        let has_services = !request.services.is_empty() || request.api.is_some();
+        let services = if has_services { request.services } else { vec![request.service_account.clone()] };
         services.iter().try_for_each(|service| may_be_named(service)).map_err(Status::invalid_argument)?;
         let expires = unix_now() + ttl;
         let trust_domain = self.ca.trust_domain().to_owned();

@@ -22,15 +22,15 @@ pub fn name(authority: &str) -> Option<Cow<'_, str>> {
 
 /// The service port of a request: that of the original destination (`None`: the proxy itself was addressed), otherwise
 /// the authority's, otherwise HTTP's default.
-pub fn port(authority: &str, dialed: Option<SocketAddr>) -> u16 {
-    dialed.map(|dialed| dialed.port()).or(split_port(authority).1).unwrap_or(80)
+pub fn port(authority: &str, original: Option<SocketAddr>) -> u16 {
+    original.map(|original| original.port()).or(split_port(authority).1).unwrap_or(80)
 }
 
 /// Whether the service named by the authority accepts the request: without the port, the original destination decides
 /// instead, if there is one.
-pub fn accepts(service: &Service, port: u16, dialed: Option<SocketAddr>) -> bool {
+pub fn accepts(service: &Service, port: u16, original: Option<SocketAddr>) -> bool {
     // An alias of a host outside the mesh has no ports.
-    service.port(port).is_some() || (dialed.is_none() && service.external_name.is_none())
+    service.port(port).is_some() || (original.is_none() && service.external_name.is_none())
 }
 
 /// Role of an address in the service that it was looked up for.
@@ -49,11 +49,11 @@ pub enum Address {
 /// endpoints of the cluster at an index.
 pub fn address(
     service: &Service,
-    dialed: SocketAddr,
+    original: SocketAddr,
     subsets: bool,
     find: impl Fn(usize) -> Option<Arc<Endpoint>>,
 ) -> Address {
-    if service.addresses.contains(&dialed.ip()) {
+    if service.addresses.contains(&original.ip()) {
         return Address::Service;
     }
     let clusters = service.clusters.iter().enumerate().filter(|(_, cluster)| subsets || cluster.subset.is_empty());
@@ -66,14 +66,14 @@ pub fn address(
 pub fn headless_endpoint<'a>(
     cluster: &Cluster,
     endpoints: &'a [Arc<Endpoint>],
-    dialed: Option<SocketAddr>,
+    original: Option<SocketAddr>,
     authority: &str,
     names: &[Arc<str>],
 ) -> Option<&'a Arc<Endpoint>> {
     if !cluster.headless {
         return None;
     }
-    let at = dialed.and_then(|dialed| find(cluster, endpoints, dialed));
+    let at = original.and_then(|original| find(cluster, endpoints, original));
     at.or_else(|| endpoints_by_hostname(endpoints, &normalise(authority), names).next())
 }
 
@@ -169,10 +169,10 @@ mod tests {
     fn name_and_port_are_taken_from_the_authority() {
         assert_eq!(name("Order.Test:80").as_deref(), Some("order.test"));
         assert_eq!((name("10.0.0.1:80"), name("[::1]"), name("")), (None, None, None));
-        let dialed = Some(SocketAddr::from(([10, 0, 0, 1], 81)));
-        assert_eq!((port("a:82", dialed), port("a:82", None), port("a", None)), (81, 82, 80));
+        let original = Some(SocketAddr::from(([10, 0, 0, 1], 81)));
+        assert_eq!((port("a:82", original), port("a:82", None), port("a", None)), (81, 82, 80));
         let service = service(v1::Protocol::Http, false);
-        assert!(accepts(&service, 443, dialed) && !accepts(&service, 80, dialed) && accepts(&service, 80, None));
+        assert!(accepts(&service, 443, original) && !accepts(&service, 80, original) && accepts(&service, 80, None));
     }
 
     #[test]
@@ -228,9 +228,10 @@ mod tests {
         let configs = [with("10.0.0.1:8080", "db-0"), with("10.0.0.2:8080", "db-1")];
         let headless = Cluster { headless: true, ..cluster(crate::policy::LoadBalancer::LeastRequest, None) };
         let endpoints = for_cluster(&headless, &configs, &[]);
-        let chosen = |dialed: &str, authority: &str| {
-            let dialed = (!dialed.is_empty()).then(|| dialed.parse().unwrap());
-            headless_endpoint(&headless, &endpoints, dialed, authority, &names).map(|endpoint| endpoint.key.to_string())
+        let chosen = |original: &str, authority: &str| {
+            let original = (!original.is_empty()).then(|| original.parse().unwrap());
+            headless_endpoint(&headless, &endpoints, original, authority, &names)
+                .map(|endpoint| endpoint.key.to_string())
         };
         let (first, second) = (Some("10.0.0.1:8080".to_owned()), Some("10.0.0.2:8080".to_owned()));
         assert_eq!(chosen("10.0.0.1:80", "db"), first, "the Service's port stands for the instance's");

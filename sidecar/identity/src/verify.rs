@@ -246,8 +246,8 @@ mod tests {
         let error = verify(trust(), &one.leaf(&workload), None).unwrap_err();
         assert_eq!(error, CertificateError::NotValidForName.into());
         assert!(verify(trust(), &two.leaf(&id), None).is_err(), "another root");
-        let foreign = one.leaf(&SpiffeId::control_plane("two").unwrap());
-        assert_eq!(verify(trust(), &foreign, None).unwrap_err(), CertificateError::UnknownIssuer.into());
+        let of_other_domain = one.leaf(&SpiffeId::control_plane("two").unwrap());
+        assert_eq!(verify(trust(), &of_other_domain, None).unwrap_err(), CertificateError::UnknownIssuer.into());
     }
 
     #[test]

@@ -188,11 +188,14 @@ async fn mesh(
         let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
         let leaf = certificates.first().ok_or_else(|| anyhow::anyhow!("no client certificate"))?;
         let id = spiffe_id(leaf)?;
-        let foreign = id.trust_domain() != credentials.id.trust_domain();
+        let federated = id.trust_domain() != credentials.id.trust_domain();
         // The trust bundle may have been removed since the handshake.
         anyhow::ensure!(credentials.trusts_domain(id.trust_domain()), "{id} is of another trust domain");
         let port = to.port();
-        anyhow::ensure!(!foreign || exported, "{id} of another trust domain calls port {port}, which is not exported");
+        anyhow::ensure!(
+            !federated || exported,
+            "{id} of another trust domain calls port {port}, which is not exported"
+        );
         let hash = hex::encode(&fingerprint(leaf));
         Ok((tls, id, hash))
     };

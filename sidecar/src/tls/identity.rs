@@ -48,13 +48,13 @@ pub fn claims_of_file(file: Option<&Path>) -> Option<JoinClaims> {
 
 /// How a token's identity differs from the certificate of an earlier one; `None`: both entitle to the same.
 fn difference(token: &JoinClaims, held: &Credentials) -> Option<String> {
-    let named = token.uri();
-    if named != held.id.as_str() {
-        return Some(format!("the identity {named}, not {}", held.id));
+    let claimed = token.uri();
+    if claimed != held.id.as_str() {
+        return Some(format!("the identity {claimed}, not {}", held.id));
     }
     if !grant::are_same(&token.services, &held.services) {
-        let (named, held) = (grant::shown(&token.services), grant::shown(&held.services));
-        return Some(format!("the services {named}, not {held}"));
+        let (claimed, held) = (grant::shown(&token.services), grant::shown(&held.services));
+        return Some(format!("the services {claimed}, not {held}"));
     }
     let root = token.fingerprint().ok()?;
     let is_root = |der: &Vec<u8>| fingerprint(der) == root;

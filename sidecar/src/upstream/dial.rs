@@ -167,7 +167,7 @@ async fn originate(
 pub async fn connect_through(cluster: &Cluster, endpoint: &Endpoint, mark: u32) -> Result<Transport, DialError> {
     let limit = cluster.pool.connect_timeout;
     match tokio::time::timeout(limit, dial(cluster, endpoint, mark)).await {
-        Ok(dialed) => dialed.map(Transport::Plain),
+        Ok(stream) => stream.map(Transport::Plain),
         Err(_) => Err(DialError::new(Outcome::ConnectTimeout, format!("no connection within {limit:?}"))),
     }
 }

@@ -130,11 +130,11 @@ pub(crate) fn of(world: &World, host: &Host) -> Vec<PortView> {
 pub(crate) fn of_instance(host: &Host, instance: &Instance) -> BTreeMap<String, u32> {
     let registered = u32::from(instance.port);
     if let Some(service) = kube(host) {
-        let named = service.ports.iter().filter_map(|port| match &port.target {
+        let targets = service.ports.iter().filter_map(|port| match &port.target {
             TargetPort::Name(name) => Some((name.clone(), registered)),
             TargetPort::Number(_) => None,
         });
-        return named.collect();
+        return targets.collect();
     }
     let parts = parts(host);
     let ports = parts.iter().flat_map(|part| &part.ports);

@@ -250,8 +250,8 @@ impl Pod {
         if !on_loopback(&ours) {
             return Ok(());
         }
-        let asked = std::fs::read_to_string(RESOLVED_CONF).unwrap_or_default();
-        if on_loopback(&asked) {
+        let resolved_conf = std::fs::read_to_string(RESOLVED_CONF).unwrap_or_default();
+        if on_loopback(&resolved_conf) {
             tracing::warn!(
                 "the name servers of {} are on this machine's loopback, where the pod does not reach them: it will find \
                  names of the mesh only. Name others there, or in /etc/netns/{}/resolv.conf",
@@ -263,7 +263,7 @@ impl Pod {
         // `ip netns exec` puts it over /etc/resolv.conf (ip-netns(8)).
         let folder = self.etc();
         std::fs::create_dir_all(&folder)
-            .and_then(|()| std::fs::write(folder.join("resolv.conf"), asked))
+            .and_then(|()| std::fs::write(folder.join("resolv.conf"), resolved_conf))
             .with_context(|| format!("cannot write {}/resolv.conf", folder.display()))
     }
 

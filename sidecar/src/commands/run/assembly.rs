@@ -63,8 +63,8 @@ pub(super) fn directory(config: &Config, identity: &Identity) -> (Arc<Directory>
 
 /// The workload of a node, for metrics and for the control plane.
 pub(super) fn workload(config: &Config, node: &str) -> String {
-    let named = config.workload.as_ref().or(config.service.as_ref()).or(config.workload_group.as_ref());
-    named.map_or(node, String::as_str).to_owned()
+    let workload = config.workload.as_ref().or(config.service.as_ref()).or(config.workload_group.as_ref());
+    workload.map_or(node, String::as_str).to_owned()
 }
 
 /// The state that all connections share.
