@@ -23,7 +23,7 @@ pub const METRICS: &str = "/metrics";
 pub struct Telemetry {
     /// Whether the store accepts writes.
     pub store: Arc<Health>,
-    /// Number of sidecars' requests that were out of bounds.
+    /// Number of requests that were out of bounds.
     pub out_of_bounds: Arc<AtomicU64>,
     /// Automatic snapshots.
     pub snapshots: Arc<automatic::Counts>,
@@ -72,7 +72,7 @@ impl Telemetry {
             (
                 "weft_out_of_bounds_total",
                 "counter",
-                "Requests of sidecars that were refused because they were larger than allowed, or above a budget.",
+                "Requests that were refused because they were larger than allowed, or above a budget.",
                 self.out_of_bounds.load(Ordering::Relaxed),
             ),
             (
