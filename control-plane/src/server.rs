@@ -27,11 +27,11 @@ use crate::api::eureka::Eureka;
 use crate::api::listener::{self, HttpApi};
 use crate::discovery::{Discovery, DiscoveryService};
 use crate::federation::{self, Federation};
+use crate::identity::bounds::Pace;
 use crate::identity::ca::{Ca, CaRecord};
 use crate::identity::grants::Grants;
 use crate::identity::peer;
 use crate::identity::rates::Rates;
-use crate::identity::refusals::Refusals;
 use crate::identity::service::{self as signing, IdentityService};
 use crate::identity::token::Tokens;
 use crate::registry::external::Externals;
@@ -136,7 +136,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let dns = Dns::new(mesh.clone(), settings, federation.clone());
     dns::listen::serve(&dns, &config.dns_listen).await?;
 
-    let (refusals, grants) = (Arc::new(Refusals::default()), Arc::new(Grants::new(store.clone())));
+    let (refusals, grants) = (telemetry.refusals.clone(), Arc::new(Grants::new(store.clone())));
     let admin = AdminService {
         mesh: mesh.clone(),
         discovery: discovery.clone(),
@@ -164,7 +164,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     tokio::spawn(externals.clone().keep());
     let api = HttpApi { externals, consul: consul.clone(), eureka: eureka.clone(), tokens: tokens.clone(), telemetry };
     listener::serve(api, &config.http, &ca).await?;
-    let catalog = CatalogService { eureka, consul, tokens: tokens.clone() };
+    let queries = Arc::<Pace>::default();
+    let catalog = CatalogService { eureka, consul, tokens: tokens.clone(), pace: queries.clone() };
     let identity = IdentityService {
         ca: ca.clone(),
         tokens,
@@ -181,7 +182,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         .add_service(AggregatedDiscoveryServiceServer::new(DiscoveryService(discovery.clone())))
         .add_service(RegistryServer::new(RegistryService { mesh, discovery, grants, pace: Arc::default() }))
         .add_service(CatalogServer::new(catalog))
-        .add_service(DnsServer::new(DnsService(dns)))
+        .add_service(DnsServer::new(DnsService { dns, pace: queries }))
         .add_service(IdentityServer::new(identity))
         .serve_with_incoming(ReceiverStream::new(incoming));
     tracing::info!(%address, trust_domain = ca.trust_domain(), socket = %socket.display(), "control plane is ready");

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::StatusCode;
+use weft_listen::counts;
 use weft_registry_api::reply::{self, Reply};
 
+use crate::identity::refusals::Refusals;
 use crate::store::health::{Health, Problem};
 use crate::store::snapshot::automatic;
 
@@ -25,6 +27,8 @@ pub struct Telemetry {
     pub store: Arc<Health>,
     /// Number of requests that were out of bounds.
     pub out_of_bounds: Arc<AtomicU64>,
+    /// Refused certificates.
+    pub refusals: Arc<Refusals>,
     /// Automatic snapshots.
     pub snapshots: Arc<automatic::Counts>,
 }
@@ -76,6 +80,24 @@ impl Telemetry {
                 self.out_of_bounds.load(Ordering::Relaxed),
             ),
             (
+                "weft_certificates_refused_total",
+                "counter",
+                "Requests for certificates that were refused to an identity: too many of them, an expired token or certificate.",
+                self.refusals.count(),
+            ),
+            (
+                "weft_too_many_requests_total",
+                "counter",
+                "Requests of the HTTP APIs that were answered with 429.",
+                counts::TOO_MANY_REQUESTS.value(),
+            ),
+            (
+                "weft_idle_connections_closed_total",
+                "counter",
+                "Idle connections closed for newer ones.",
+                counts::IDLE_CLOSED.value(),
+            ),
+            (
                 "weft_snapshot_failures_total",
                 "counter",
                 "Automatic snapshots that failed.",
@@ -110,5 +132,14 @@ mod tests {
         telemetry.store.report_recovery();
         assert_eq!(ask(READY).unwrap().0, 200);
         assert_eq!(ask("/v1/kv/metrics"), None);
+        telemetry.refusals.add("a", None, "too many".into());
+        let metrics = ask(METRICS).unwrap().1;
+        for line in [
+            "weft_certificates_refused_total 1\n",
+            "\nweft_too_many_requests_total ",
+            "\nweft_idle_connections_closed_total ",
+        ] {
+            assert!(metrics.contains(line), "{line}: {metrics}");
+        }
     }
 }

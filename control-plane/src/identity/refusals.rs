@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use tokio::time::Instant;
@@ -12,7 +13,10 @@ const MAX_REFUSALS: usize = 1000;
 
 /// Identities whose certificate requests are refused, until one succeeds: shown by `weftctl status`.
 #[derive(Debug, Default)]
-pub struct Refusals(Mutex<BTreeMap<String, Refusal>>);
+pub struct Refusals {
+    held: Mutex<BTreeMap<String, Refusal>>,
+    count: AtomicU64,
+}
 
 #[derive(Debug)]
 struct Refusal {
@@ -25,6 +29,7 @@ struct Refusal {
 impl Refusals {
     /// Records the refusal of an authenticated identity.
     pub fn add(&self, identity: &str, address: Option<IpAddr>, reason: String) {
+        self.count.fetch_add(1, Ordering::Relaxed);
         let mut all = self.lock();
         if !all.contains_key(identity) && all.len() >= MAX_REFUSALS {
             return;
@@ -41,6 +46,11 @@ impl Refusals {
         self.lock().remove(identity);
     }
 
+    /// Number of refusals since the start.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
     /// All of them.
     pub fn status(&self, now: Instant) -> Vec<RefusedIdentity> {
         let all = self.lock();
@@ -55,6 +65,6 @@ impl Refusals {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Refusal>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
