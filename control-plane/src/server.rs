@@ -68,6 +68,8 @@ pub struct Config {
     pub certificate_ttl: Duration,
     /// Time after its expiry during which a certificate can be renewed with its own key.
     pub renewal_grace: Duration,
+    /// Discovery streams above which sidecars are sent to other control planes of their list; 0: none are.
+    pub max_streams: usize,
     /// Time without a sign of life after which a sidecar's instances are removed.
     pub lease: Duration,
     /// Listeners of Consul's DNS names.
@@ -107,7 +109,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let mesh = Mesh::open(store.clone(), ca.trust_domain(), config.lease).await?;
     telemetry.out_of_bounds = mesh.out_of_bounds.clone();
     let federation = Federation::start(&config.federation, &mesh, &ca).await?;
-    let discovery = Discovery::new(mesh.clone());
+    let discovery = Discovery::new(mesh.clone(), config.max_streams);
 
     let sidecars = sockets::listen(config.listen);
     let sidecars = sidecars.with_context(|| format!("cannot listen on {}", config.listen))?;

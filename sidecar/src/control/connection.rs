@@ -47,6 +47,8 @@ pub struct Control {
     /// Which of them is this sidecar's own: sidecars are shared out among them by their names.
     own: usize,
     next: AtomicUsize,
+    /// Control planes in succession that have refused a discovery stream.
+    refusals: AtomicUsize,
     token_file: Option<PathBuf>,
     /// The connection that short questions share.
     shared: Mutex<Option<Channel>>,
@@ -59,7 +61,8 @@ impl Control {
     /// out to.
     pub fn new(addresses: Vec<String>, node: &str, token_file: Option<PathBuf>, identity: Arc<Identity>) -> Control {
         let own = share(node, addresses.len());
-        Control { addresses, own, next: AtomicUsize::new(own), token_file, shared: Mutex::default(), identity }
+        let (next, refusals) = (AtomicUsize::new(own), AtomicUsize::new(0));
+        Control { addresses, own, next, refusals, token_file, shared: Mutex::default(), identity }
     }
 
     /// Returns to the control plane of its own after a failure of that, for ever: `moved` is called when the streams are to
@@ -146,6 +149,18 @@ impl Control {
     pub fn leave(&self, turn: usize) {
         // The winner of the race did the same.
         let _ = self.next.compare_exchange(turn, turn + 1, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Number of other control planes that may serve a discovery stream: one that has its share refuses the stream of a
+    /// sidecar that has others, and the last one serves it.
+    pub fn others(&self) -> usize {
+        self.addresses.len().saturating_sub(1 + self.refusals.load(Ordering::Relaxed))
+    }
+
+    /// Records whether a discovery stream was refused.
+    pub fn refused(&self, refused: bool) {
+        let count = if refused { self.refusals.load(Ordering::Relaxed) + 1 } else { 0 };
+        self.refusals.store(count, Ordering::Relaxed);
     }
 
     async fn connect_with(&self, tls: Arc<rustls::ClientConfig>) -> Result<Channel> {
@@ -347,6 +362,17 @@ mod tests {
         }
         assert!(counts.iter().all(|count| (900..1100).contains(count)), "{counts:?}");
         assert_eq!((share("order-1", 3), share("", 0), share("order-1", 1)), (share("order-1", 3), 0, 0));
+    }
+
+    #[test]
+    fn a_sidecar_that_all_others_refused_names_no_others() {
+        let addresses = ["a:15012", "b:15012", "c:15012"].map(str::to_owned).to_vec();
+        let control = Control::new(addresses, "order-1", None, Arc::new(Identity::default()));
+        let others = [false, true, true, true, false].map(|refused| {
+            control.refused(refused);
+            control.others()
+        });
+        assert_eq!(others, [2, 1, 0, 0, 2]);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use anyhow::{Context, Result};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+use weft_proto::OTHER_CONTROL_PLANES;
 use weft_proto::envoy::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use weft_proto::envoy::{DeltaDiscoveryRequest, Node, Status};
 
@@ -93,7 +95,11 @@ async fn stream(
         let node = (interest.kind == weft_proto::INBOUND_TYPE).then(|| node(introduction));
         unsent.push_back(DeltaDiscoveryRequest { initial_resource_versions: versions, node, ..request(interest) });
     }
-    let mut responses = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await?.into_inner();
+    let mut opening = tonic::Request::new(ReceiverStream::new(outgoing));
+    opening.metadata_mut().insert(OTHER_CONTROL_PLANES, control.others().into());
+    let opened = client.delta_aggregated_resources(opening).await;
+    control.refused(opened.as_ref().is_err_and(|status| status.code() == Code::ResourceExhausted));
+    let mut responses = opened?.into_inner();
     writer.set_connected(true);
     metrics.control_plane_connected.set(1);
     tracing::info!("connected to the control plane");
