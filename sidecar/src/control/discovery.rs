@@ -12,11 +12,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
+use weft_core::backoff::Backoff;
 use weft_proto::OTHER_CONTROL_PLANES;
 use weft_proto::envoy::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use weft_proto::envoy::{DeltaDiscoveryRequest, Node, Status};
 
-use crate::control::connection::{Backoff, Control};
+use crate::control::connection::Control;
 use crate::control::directory::{Interest, Writer};
 use crate::telemetry::metrics::Metrics;
 
@@ -53,7 +54,7 @@ pub async fn run(
         match result {
             Ok(()) => {
                 // Reconnected on purpose: look-ups of now wait for the next stream, which subscribes to all wanted names.
-                backoff = Backoff::default();
+                backoff.reset();
                 continue;
             }
             Err(e) => tracing::warn!("no discovery stream: {e:#}"),
@@ -62,10 +63,10 @@ pub async fn run(
         writer.set_connected(false);
         metrics.control_plane_connected.set(0);
         if started.elapsed() > Duration::from_secs(30) {
-            backoff = Backoff::default();
+            backoff.reset();
         }
         // Look-ups of this time are answered at once: "not known".
-        let pause = tokio::time::sleep(backoff.pause());
+        let pause = tokio::time::sleep(backoff.pause(rand::random()));
         tokio::pin!(pause);
         loop {
             tokio::select! {

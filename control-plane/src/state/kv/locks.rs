@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use prost::Message;
 use tokio::sync::Notify;
+use weft_core::backoff::jittered;
 use weft_proto::v1::{self, StoredPair, StoredSession};
 
 use crate::identity::bounds::{self, Accounts};
 use crate::identity::caller::Writer;
 use crate::state::kv::budgets::growth;
-use crate::state::pairs::{Step, path, put, unchanged};
+use crate::state::pairs::{Step, after_conflict, path, put, unchanged};
 use crate::state::{Mesh, RETRY, Refusal, State, Topic};
 use crate::store::{self, Condition, MAX_OPS, Op, Record, Table};
 
@@ -310,7 +311,7 @@ impl Mesh {
                 return Ok(());
             }
             if !done {
-                tokio::time::sleep(RETRY / 50).await;
+                after_conflict().await;
             }
         }
     }
@@ -338,7 +339,11 @@ pub(in crate::state) async fn watch(mesh: Weak<Mesh>, changed: Arc<Notify>) {
         let Some(mesh) = mesh.upgrade() else { return };
         match mesh.end_sessions().await {
             Ok(()) => {}
-            Err(Refusal::Store(store::Error::LeaseEnded)) => changed.notify_one(),
+            Err(Refusal::Store(store::Error::LeaseEnded)) => {
+                // The lease of a lock delay has ended before its use: a slow store, or one that lost its leases.
+                tokio::time::sleep(jittered(RETRY, rand::random())).await;
+                changed.notify_one();
+            }
             Err(e) => tracing::error!("cannot end sessions that are over, tried again: {e}"),
         }
     }

@@ -7,6 +7,7 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use prost::Message;
+use weft_core::backoff::jittered;
 use weft_proto::v1::StoredPair;
 
 use crate::identity::bounds::{self, Account, Accounts, Exceeded};
@@ -203,6 +204,12 @@ pub(in crate::state) fn path(namespace: &str, key: &str) -> String {
     format!("{namespace}/{key}")
 }
 
+/// Waits for the change that conflicted with a transaction: it arrives here in a moment. Drawn, so that two control planes
+/// do not conflict again.
+pub(in crate::state) async fn after_conflict() {
+    tokio::time::sleep(jittered(RETRY / 25, rand::random())).await;
+}
+
 /// The condition that a pair is unchanged since it was read.
 pub(in crate::state) fn unchanged(path: &str, pair: Option<&Pair>) -> Condition {
     Condition::unchanged(Table::Kv, path, pair.map_or(0, |pair| pair.modify_index))
@@ -322,8 +329,7 @@ impl Mesh {
                     }
                 }
             }
-            // The conflicting change arrives here in a moment.
-            tokio::time::sleep(RETRY / 50).await;
+            after_conflict().await;
         }
         Err("too many concurrent changes".into())
     }

@@ -9,8 +9,8 @@ use crate::identity::bounds::Account;
 use crate::identity::caller::Writer;
 use crate::state::catalog::{Entry, Removal};
 use crate::state::kv::budgets::growth;
-use crate::state::pairs::{Pair, TRIES, path, put, unchanged};
-use crate::state::{Mesh, RETRY, Refusal, State};
+use crate::state::pairs::{Pair, TRIES, after_conflict, path, put, unchanged};
+use crate::state::{Mesh, Refusal, State};
 use crate::store::{Condition, Op, Table};
 
 /// An operation on a pair.
@@ -311,8 +311,7 @@ impl Mesh {
                 }
                 return Ok(Ok(found));
             }
-            // The conflicting change arrives here in a moment.
-            tokio::time::sleep(RETRY / 50).await;
+            after_conflict().await;
         }
         Err("too many concurrent changes".into())
     }
