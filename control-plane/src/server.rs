@@ -32,6 +32,7 @@ use crate::identity::ca::{Ca, CaRecord};
 use crate::identity::grants::Grants;
 use crate::identity::peer;
 use crate::identity::rates::Rates;
+use crate::identity::refusals::Refusals;
 use crate::identity::service::{self as signing, IdentityService};
 use crate::identity::token::Tokens;
 use crate::registry::external::Externals;
@@ -138,7 +139,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let dns = Dns::new(mesh.clone(), settings, federation.clone());
     dns::listen::serve(&dns, &config.dns_listen).await?;
 
-    let (refusals, grants) = (telemetry.refusals.clone(), Arc::new(Grants::new(store.clone())));
+    let (refusals, grants) = (Arc::new(Refusals::default()), Arc::new(Grants::new(store.clone())));
+    telemetry.certificates_refused = refusals.count.clone();
     let admin = AdminService {
         mesh: mesh.clone(),
         discovery: discovery.clone(),

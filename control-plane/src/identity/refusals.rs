@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
 use weft_proto::v1::RefusedIdentity;
@@ -15,7 +15,8 @@ const MAX_REFUSALS: usize = 1000;
 #[derive(Debug, Default)]
 pub struct Refusals {
     held: Mutex<BTreeMap<String, Refusal>>,
-    count: AtomicU64,
+    /// Number of refusals since the start.
+    pub count: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -44,11 +45,6 @@ impl Refusals {
     /// Removes an identity that got a certificate.
     pub(super) fn remove(&self, identity: &str) {
         self.lock().remove(identity);
-    }
-
-    /// Number of refusals since the start.
-    pub fn count(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
     }
 
     /// All of them.
