@@ -73,6 +73,10 @@ struct Args {
     /// control plane may be down without new join tokens; 0: never.
     #[arg(long, default_value_t = 7 * 24 * 3600, value_parser = clap::value_parser!(u64).range(0..=365 * 24 * 3600))]
     renewal_grace: u64,
+    /// Discovery streams of sidecars, one each, above which sidecars are sent to the other control planes of their list;
+    /// 0: none are. A sidecar that all others have refused is served.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    max_streams: usize,
     /// Seconds without a sign of life after which a sidecar's instances are removed.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
     lease: u64,
@@ -258,6 +262,7 @@ fn main() -> Result<()> {
         trust_domain: args.trust_domain,
         certificate_ttl: Duration::from_secs(args.certificate_ttl),
         renewal_grace: Duration::from_secs(args.renewal_grace),
+        max_streams: args.max_streams,
         lease: Duration::from_secs(args.lease),
         dns_listen: if args.dns.dns_listen.is_empty() { vec![Listen::Usual] } else { args.dns.dns_listen.clone() },
         dns: args.dns.settings(),

@@ -42,6 +42,11 @@ fn a_member_that_sends_the_largest_of_everything_is_refused_and_costs_bounded_me
         ("a name that is asked for", "resource_names_subscribe has 100000 bytes, at most 512"),
         ("labels in a stream", "labels of 100005 bytes"),
         ("names of an identity", "it asks for names of"),
+        ("pairs of an identity", "at most 50000 of 67108864 bytes together are allowed; delete keys"),
+        ("name of a session", "the field Name has 100000 bytes, at most 512"),
+        ("sessions of an identity", "has written 5000 sessions"),
+        ("metadata of a query", "too many for one of the prepared queries, at most 16384"),
+        ("queries of an identity", "has written 1000 prepared queries"),
     ] {
         ensure!(refused[what].as_str().is_some_and(|said| said.contains(why)), "{what}: {:#}", refused);
     }

@@ -20,6 +20,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         three_control_planes_over_etcd_serve_as_one,
         compacted_history_is_read_anew,
         a_control_plane_without_its_store_sends_sidecars_elsewhere,
+        a_control_plane_above_its_share_sends_sidecars_to_another,
         a_snapshot_brings_a_mesh_back,
     ]
 }
@@ -373,5 +374,30 @@ fn a_snapshot_brings_a_mesh_back() -> Result<()> {
     std::fs::write(&damaged, bytes)?;
     let refused = mesh.weftctl(&["snapshot", "restore", &damaged]).err().map(|e| e.to_string()).unwrap_or_default();
     ensure!(refused.contains("checksum"), "{refused}");
+    Ok(())
+}
+
+/// Two control planes with a share of one stream each, and three sidecars: none goes without.
+fn a_control_plane_above_its_share_sends_sidecars_to_another() -> Result<()> {
+    let mut mesh = Mesh::network(&[])?;
+    let center = mesh.center.again();
+    let etcd = Etcd::start(&center, 1)?;
+    let store = etcd.store();
+    let args = ["--store", &store, "--max-streams", "1"];
+    mesh.control_plane_args = args.map(str::to_owned).to_vec();
+    mesh.start_control_plane()?;
+    let second = mesh.another_control_plane(1, &args)?;
+    let both = format!("{0}:15012,{0}:15013", center.ip);
+    let mut sidecars = Vec::new();
+    for name in ["one", "two", "three"] {
+        let pod = mesh.pod(name)?;
+        sidecars.push((mesh.sidecar(&pod, name, &["--control-plane", &both])?, pod));
+    }
+    let first = mesh.control_plane.as_ref().context("it runs")?;
+    let status: Value = serde_json::from_str(&mesh.weftctl(&["status", "-o", "json"])?)?;
+    let streams = status["sidecars"].as_array().map_or(0, Vec::len);
+    ensure!(streams == 1 || streams == 2, "{streams} of three streams are at one control plane: {status:#}");
+    let logs = [first.output(), second.output()].concat();
+    ensure!(logs.contains("a stream is sent away: this control plane serves 1 streams"), "{logs}");
     Ok(())
 }

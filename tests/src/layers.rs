@@ -15,6 +15,7 @@ const CRATES: &[(&str, &[&str])] = &[
 ];
 
 const CORE: &[&str] = &[
+    "backoff",
     "clock",
     "dns",
     "failover",

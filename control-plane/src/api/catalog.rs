@@ -17,6 +17,7 @@ use weft_registry_api::reply::{self, Reply};
 use crate::api::access;
 use crate::api::consul::{self, Consul};
 use crate::api::eureka::Eureka;
+use crate::identity::bounds::Pace;
 use crate::identity::caller::{Caller, Rights};
 use crate::identity::peer::Peer;
 use crate::identity::token::Tokens;
@@ -29,6 +30,8 @@ pub struct CatalogService {
     pub eureka: Arc<Eureka>,
     /// Verifies the tokens of programs.
     pub tokens: Arc<Tokens>,
+    /// Rate of the requests of each identity.
+    pub pace: Arc<Pace>,
 }
 
 impl CatalogService {
@@ -69,6 +72,7 @@ impl Catalog for CatalogService {
     async fn ask(&self, request: Request<Question>) -> Result<Response<Answer>, Status> {
         let peer = Peer::of(&request)?;
         let id = peer.certified()?.id.clone();
+        self.pace.keep(&id.to_string().into()).await;
         let passed = request_of(request.into_inner())?;
         Ok(Response::new(answer_of(self.answer(&peer, &id, passed).await)))
     }
@@ -100,21 +104,25 @@ pub(crate) fn answer_of(reply: Reply) -> Answer {
 mod tests {
     use std::time::Duration;
 
-    use weft_proto::v1;
+    use futures::FutureExt;
+    use weft_proto::v1::dns_server::Dns as _;
+    use weft_proto::v1::{self, DnsMessage};
 
     use super::*;
+    use crate::api::dns::service::DnsService;
+    use crate::api::dns::{self, Dns};
     use crate::clock::unix_now;
     use crate::identity::token::ApiClaims;
     use crate::state::{Mesh, Node};
     use crate::store::embedded::Embedded;
 
-    #[tokio::test]
-    async fn a_token_only_reduces_rights() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Arc::new(Embedded::open(dir.path()).unwrap());
+    const ID: &str = "spiffe://cluster.local/ns/default/sa/web";
+
+    /// A mesh with the services order and payment.
+    async fn service(dir: &std::path::Path) -> CatalogService {
+        let store = Arc::new(Embedded::open(dir).unwrap());
         let mesh = Mesh::open(store, "cluster.local", Duration::from_secs(15)).await.unwrap();
-        let id: SpiffeId = "spiffe://cluster.local/ns/default/sa/web".parse().unwrap();
-        let node = Node::new("default", id.to_string(), [10, 0, 0, 1].into());
+        let node = Node::new("default", ID, [10, 0, 0, 1].into());
         let session = mesh.begin_session("n1", node).await.unwrap();
         for service in ["order", "payment"] {
             let (service_id, service) = (service.to_owned(), service.to_owned());
@@ -123,7 +131,7 @@ mod tests {
         }
         let (ca, _) = crate::identity::ca::Ca::create("cluster.local", std::time::SystemTime::now()).unwrap();
         let roots = crate::api::consul::connect::Roots::of(&ca);
-        let service = CatalogService {
+        CatalogService {
             consul: Arc::new(Consul {
                 mesh: mesh.clone(),
                 address: ([10, 0, 0, 9], 15012).into(),
@@ -133,7 +141,41 @@ mod tests {
             }),
             eureka: Arc::new(Eureka::new(mesh)),
             tokens: Arc::new(Tokens::new(&[7; 32])),
-        };
+            pace: Arc::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_of_one_identity_have_a_rate() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = service(dir.path()).await;
+        let mesh = catalog.consul.mesh.clone();
+        let dns = Dns::new(mesh, dns::Settings::default(), crate::api::remote::Alone::shared());
+        let dns = DnsService { dns, pace: catalog.pace.clone() };
+        fn of<T>(id: &str, message: T) -> Request<T> {
+            let (id, services) = (id.parse().unwrap(), Vec::new());
+            let not_after = std::time::SystemTime::now() + Duration::from_secs(60);
+            let certified = Some(Arc::new(crate::identity::peer::PeerCertificate { id, services, not_after }));
+            let mut request = Request::new(message);
+            request.extensions_mut().insert(Peer { remote: [10, 0, 0, 1].into(), certified });
+            request
+        }
+        let leader = || Question { method: "GET".into(), path: "/v1/status/leader".into(), ..Question::default() };
+        assert!(catalog.ask(of(ID, leader())).now_or_never().is_some());
+        tokio::time::pause();
+        while catalog.pace.keep(&ID.into()).now_or_never().is_some() {}
+        assert!(catalog.ask(of(ID, leader())).now_or_never().is_none());
+        assert!(dns.query(of(ID, DnsMessage::default())).now_or_never().is_none());
+        let other = "spiffe://cluster.local/ns/default/sa/other";
+        assert!(catalog.ask(of(other, leader())).now_or_never().is_some());
+        assert!(dns.query(of(other, DnsMessage::default())).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_token_only_reduces_rights() {
+        let dir = tempfile::tempdir().unwrap();
+        let service = service(dir.path()).await;
+        let id: SpiffeId = ID.parse().unwrap();
         let token = |namespace: &str| {
             service.tokens.create_api(&ApiClaims {
                 trust_domain: "cluster.local".into(),

@@ -258,7 +258,7 @@ mod tests {
                 allow_external: false,
             }),
             eureka: Arc::new(Eureka::new(mesh.clone())),
-            externals: Externals::open(mesh.clone(), Discovery::new(mesh), None).await.unwrap(),
+            externals: Externals::open(mesh.clone(), Discovery::new(mesh, 0), None).await.unwrap(),
             tokens: Arc::new(Tokens::new(&[7; 32])),
             telemetry: Telemetry::default(),
         }

@@ -103,7 +103,28 @@ impl Rights {
     }
 }
 
+/// The author of a write. Converted from a namespace it has no identity.
+#[derive(Debug, Clone, Copy)]
+pub struct Writer<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// The SPIFFE ID whose budget counts; empty: a program without a sidecar, whose token the administrator made, which
+    /// only the bounds of all writers concern.
+    pub identity: &'a str,
+}
+
+impl<'a> From<&'a str> for Writer<'a> {
+    fn from(namespace: &'a str) -> Writer<'a> {
+        Writer { namespace, identity: "" }
+    }
+}
+
 impl Caller {
+    /// The author of its writes.
+    pub(crate) fn writer(&self) -> Writer<'_> {
+        Writer { namespace: &self.namespace, identity: &self.identity }
+    }
+
     /// Whether the services of a namespace are visible to this caller.
     pub(crate) fn sees(&self, namespace: &str) -> bool {
         namespace == self.namespace || namespace == "default"

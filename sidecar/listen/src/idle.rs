@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use weft_core::first_bytes::FirstBytesWait;
 
+use crate::counts;
+
 /// Maximum idle connections of one source.
 const PER_SOURCE: usize = 512;
 /// Maximum idle connections of all sources.
@@ -88,6 +90,7 @@ impl Connection {
         let (own, other) = state.waiting.add(self.source);
         state.goes.insert(own, self.goes.clone());
         if let Some(other) = other.and_then(|other| state.goes.remove(&other)) {
+            counts::IDLE_CLOSED.increase();
             other.notify_one();
         }
         *number = Some(own);
@@ -135,7 +138,7 @@ mod tests {
 
     #[test]
     fn idle_connections_are_closed_for_new_ones_and_busy_ones_stay() {
-        let idle = Arc::new(IdleLimit::new(2, 3));
+        let (idle, before) = (Arc::new(IdleLimit::new(2, 3)), counts::IDLE_CLOSED.value());
         let enter = |ip: &str| idle.enter(ip.parse().unwrap());
         let goes = |connection: &Connection| connection.dismissed().now_or_never().is_some();
         let [first, second] = ["10.0.0.7", "::ffff:10.0.0.7"].map(enter);
@@ -144,6 +147,7 @@ mod tests {
         assert!(!goes(&first) && !goes(&second) && !goes(&third));
         first.rest();
         assert!(goes(&second) && !goes(&first), "the oldest idle one");
+        assert!(counts::IDLE_CLOSED.value() > before);
         let _other = enter("fd00::1");
         assert!(!goes(&third));
         let _more = enter("fd00:0:0:1::1");

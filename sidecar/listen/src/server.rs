@@ -27,6 +27,7 @@ use weft_registry_api::reply::{self, Reply};
 
 use crate::admission::Admission;
 use crate::clients::{Clients, Kind};
+use crate::counts;
 use crate::idle::IdleLimit;
 
 /// Maximum size of a request's body in bytes.
@@ -172,6 +173,7 @@ where
     let _admitted = match clients.admit(from.ip(), Kind::of(&head)) {
         Ok(admitted) => admitted,
         Err(error) => {
+            counts::TOO_MANY_REQUESTS.increase();
             let query = Query::parse(head.uri.query().unwrap_or_default());
             let mut refusal = reply::error(&error, head.method == Method::GET, &query);
             reply::set(&mut refusal, "retry-after", RETRY_AFTER);
@@ -182,6 +184,7 @@ where
     };
     let mut response = handle(answers, from, Request::from_parts(head, body)).await;
     if response.status() == StatusCode::TOO_MANY_REQUESTS {
+        counts::TOO_MANY_REQUESTS.increase();
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
     }
     response

@@ -323,6 +323,7 @@ impl Default for Metrics {
         r.register("weft_control_plane_connected", "Stream is up", metrics.control_plane_connected.clone());
         r.register("weft_outbound_active", "Outbound requests in progress", metrics.outbound_active.clone());
         r.register("weft_inbound_active", "Inbound requests in progress", metrics.inbound_active.clone());
+        r.register_collector(Box::new(super::guards::Guards));
         metrics.registry = r;
         metrics
     }

@@ -1,4 +1,5 @@
 //! Metrics and the access log.
 
 pub mod access_log;
+mod guards;
 pub mod metrics;

@@ -22,6 +22,7 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
@@ -117,5 +118,11 @@ pub async fn answer(consul: &Consul, caller: &Caller, request: Request<Bytes>) -
         Err(RouteError::Method(allowed)) => return reply::wrong_method(&head.method, allowed),
         Err(RouteError::NoEndpoint(error)) => Err(error),
     };
-    reply.unwrap_or_else(|error| reply::error(&error, head.method == Method::GET, &query))
+    reply.unwrap_or_else(|error| {
+        if error.status == StatusCode::PAYLOAD_TOO_LARGE {
+            tracing::warn!(identity = caller.identity, address = %caller.address, path = head.uri.path(), "refused: {}", error.text);
+            consul.mesh.out_of_bounds.fetch_add(1, Ordering::Relaxed);
+        }
+        reply::error(&error, head.method == Method::GET, &query)
+    })
 }

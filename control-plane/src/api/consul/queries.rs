@@ -29,7 +29,7 @@ pub(super) async fn create(consul: &Consul, caller: &Caller, query: &Query, body
     let id = uuid();
     let written = of_body(body, &id).map_err(ApiError::bad_request)?;
     caller.write_query(service_of(&written))?;
-    consul.mesh.put_query(&caller.namespace, &id, Some(&written), true).await.map_err(api_error)?;
+    consul.mesh.put_query(caller.writer(), &id, Some(&written), true).await.map_err(api_error)?;
     Ok(reply::json(&json!({ "ID": id }), query))
 }
 
@@ -38,7 +38,7 @@ pub(super) async fn update(consul: &Consul, caller: &Caller, id: &str, body: &[u
     let written = of_body(body, id).map_err(ApiError::bad_request)?;
     caller.write_query(service_of(&written))?;
     caller.write_query(service_of(&stored_query(consul, caller, id)?.value))?;
-    if !consul.mesh.put_query(&caller.namespace, id, Some(&written), false).await.map_err(api_error)? {
+    if !consul.mesh.put_query(caller.writer(), id, Some(&written), false).await.map_err(api_error)? {
         return Err(not_found());
     }
     Ok(reply::done())
@@ -47,7 +47,7 @@ pub(super) async fn update(consul: &Consul, caller: &Caller, id: &str, body: &[u
 /// `DELETE query/:id`
 pub(super) async fn delete(consul: &Consul, caller: &Caller, id: &str) -> Result<Reply, ApiError> {
     caller.write_query(service_of(&stored_query(consul, caller, id)?.value))?;
-    consul.mesh.put_query(&caller.namespace, id, None, false).await.map_err(api_error)?;
+    consul.mesh.put_query(caller.writer(), id, None, false).await.map_err(api_error)?;
     Ok(reply::done())
 }
 

@@ -171,8 +171,7 @@ impl Externals {
             self.lock().iter().map(|(name, node)| (name.clone(), node.clone())).collect();
         let keeping = futures::stream::iter(nodes).map(|(name, node)| async move {
             let certified = self.mesh.read_nodes(|nodes| {
-                let owns = |node: &crate::state::Node, at| node.address == at && !node.identity.is_empty();
-                nodes.values().any(|other| owns(other, node.address) && other.alive.is_some())
+                nodes.at(node.address).any(|(_, other)| !other.identity.is_empty() && other.alive.is_some())
             });
             if certified {
                 tracing::warn!(node = name, "its address has a sidecar now: removing the registrations without one");

@@ -25,7 +25,7 @@ async fn mesh(dir: &Path) -> Arc<Mesh> {
 }
 
 async fn externals(mesh: &Arc<Mesh>, dir: &Path) -> Fixture {
-    let discovery = Discovery::new(mesh.clone());
+    let discovery = Discovery::new(mesh.clone(), 0);
     let externals = Externals::open(mesh.clone(), discovery, Some(dir.join("external"))).await.unwrap();
     Fixture { mesh: mesh.clone(), externals }
 }
@@ -175,7 +175,7 @@ async fn invalid_registrations_are_refused_by_field() {
     assert!(all.instances("default", "order").is_empty());
     assert!(!dir.path().join("external/ext-10-0-0-7.json").exists());
 
-    let none = Externals::open(mesh.clone(), Discovery::new(mesh), None).await.unwrap();
+    let none = Externals::open(mesh.clone(), Discovery::new(mesh, 0), None).await.unwrap();
     let off = Fixture { mesh: all.mesh.clone(), externals: none };
     let (status, text) = off.ask(&order, "PUT", "service/register", &registration("order", "o", "")).await;
     assert!(status == 403 && text.contains("--allow-external"), "{status} {text}");

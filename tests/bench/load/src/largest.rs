@@ -12,7 +12,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use weft_proto::SERVICE_TYPE;
 use weft_proto::envoy::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use weft_proto::envoy::{DeltaDiscoveryRequest, Node};
-use weft_proto::v1::{Check, CheckUpdate, Hello, Instance};
+use weft_proto::v1::catalog_client::CatalogClient;
+use weft_proto::v1::{Check, CheckUpdate, Hello, Instance, Question};
 use weft_sidecar::control::connection::Control;
 
 use crate::fleet::{Registrar, instance};
@@ -55,6 +56,17 @@ pub(crate) async fn run(options: Options) -> Result<Value> {
             .contains("names")
     );
     note("names of an identity", names(&control).await?);
+    let value = vec![b'x'; 512 << 10];
+    note("pairs of an identity", writes(&control, 200, |n| (format!("kv/large/{n}"), value.clone())).await?);
+    let _node = Registrar::open(&control, "sessions-0000001").await?;
+    let session = |name: &str| format!(r#"{{"Node": "sessions-0000001", "Name": "{name}"}}"#).into_bytes();
+    note("name of a session", writes(&control, 1, |_| ("session/create".into(), session(&long))).await?);
+    note("sessions of an identity", writes(&control, 6000, |_| ("session/create".into(), session(""))).await?);
+    let query = |bytes: usize| {
+        format!(r#"{{"Service": {{"Service": "s0", "Near": "", "ServiceMeta": {{"k": "{}"}}}}}}"#, &long[..bytes])
+    };
+    note("metadata of a query", writes(&control, 1, |_| ("query".into(), query(20_000).into_bytes())).await?);
+    note("queries of an identity", writes(&control, 1100, |_| ("query".into(), query(1000).into_bytes())).await?);
     Ok(Value::Object(refused))
 }
 
@@ -141,6 +153,25 @@ async fn discovery(control: &Control, messages: Vec<DeltaDiscoveryRequest>) -> R
             None => return Ok(String::new()),
         }
     }
+}
+
+/// The refusal that ends this number of writes through Consul's API: paths and bodies.
+async fn writes(control: &Control, count: usize, of: impl Fn(usize) -> (String, Vec<u8>)) -> Result<String> {
+    let mut client = CatalogClient::new(control.connect().await?);
+    for n in 0..count {
+        let (path, body) = of(n);
+        let method = if path == "query" { "POST" } else { "PUT" };
+        let question =
+            Question { method: method.into(), path: format!("/v1/{path}"), body: body.into(), ..Default::default() };
+        let answer = client.ask(question).await?.into_inner();
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        match answer.status {
+            200 => {}
+            413 => return Ok(text),
+            other => anyhow::bail!("write {n} of {path}: status {other}: {text:.500}"),
+        }
+    }
+    Ok(String::new())
 }
 
 /// Streams that ask for 20,000 names of 500 bytes each, until one is refused.

@@ -142,7 +142,7 @@ async fn change(
         })
         .map(|held| Document::clone(held))
         .collect();
-    let written = consul.mesh.put_config(namespace, &key, entry.as_ref(), only, (documents, &stale)).await;
+    let written = consul.mesh.put_config(caller.writer(), &key, entry.as_ref(), only, (documents, &stale)).await;
     Ok(reply::json(&json!(written.map_err(api_error)?), query))
 }
 

@@ -140,11 +140,11 @@ pub(in crate::api::consul) async fn put(
         let text = format!("Request body({} bytes) too large, max size: {MAX_VALUE} bytes.", value.len());
         return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text));
     }
-    let (mesh, namespace, flags) = (&consul.mesh, &caller.namespace, number(query, "flags")?.unwrap_or(0));
+    let (mesh, writer, flags) = (&consul.mesh, caller.writer(), number(query, "flags")?.unwrap_or(0));
     let done = match (query.value("acquire"), query.value("release")) {
-        (Some(session), _) => mesh.lock_pair(namespace, key, value, flags, session).await,
-        (_, Some(session)) => mesh.unlock_pair(namespace, key, value, flags, session).await,
-        (None, None) => mesh.put_pair(namespace, key, value, flags, only(query)?).await,
+        (Some(session), _) => mesh.lock_pair(writer, key, value, flags, session).await,
+        (_, Some(session)) => mesh.unlock_pair(writer, key, value, flags, session).await,
+        (None, None) => mesh.put_pair(writer, key, value, flags, only(query)?).await,
     };
     Ok(reply::json(&json!(done.map_err(api_error)?), query))
 }

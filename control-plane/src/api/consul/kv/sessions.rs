@@ -81,7 +81,7 @@ pub(in crate::api::consul) async fn create(
     if stored.node.is_empty() {
         return Err(ApiError::bad_request("Must provide Node: this program has no sidecar, and no node of its own"));
     }
-    let id = consul.mesh.create_session(&caller.namespace, stored).await.map_err(api_error)?;
+    let id = consul.mesh.create_session(caller.writer(), stored).await.map_err(api_error)?;
     Ok(reply::json(&json!({ "ID": id }), query))
 }
 
@@ -125,7 +125,7 @@ fn requested(body: &[u8], own_node: String) -> Result<StoredSession, String> {
         lock_delay_ms: milliseconds(lock_delay.min(MAX_LOCK_DELAY)),
         delete,
         ttl_ms: milliseconds(ttl),
-        lease: 0,
+        ..StoredSession::default()
     })
 }
 

@@ -52,7 +52,7 @@ pub(in crate::api::consul) async fn transact(
             .map_err(|e| ApiError::bad_request(format!("operation {number}: {e}")))?;
     }
     permitted(consul, caller, &operations.transaction)?;
-    let done = consul.mesh.transact(&caller.namespace, &operations.transaction).await.map_err(api_error)?;
+    let done = consul.mesh.transact(caller.writer(), &operations.transaction).await.map_err(api_error)?;
     let mut results = match done {
         Ok(found) => found.into_iter().map(|(number, found)| (number, of_pair(&found))).collect::<Vec<_>>(),
         Err(failed) => return Ok(conflict(failed, query)),

@@ -430,3 +430,23 @@ async fn ten_thousand_waiters_are_not_woken_by_another_service() {
         assert!(index(&reply) > seen);
     }
 }
+
+#[tokio::test]
+async fn writes_above_a_bound_are_413_and_counted() {
+    let fixture = fixture().await;
+    let long = "x".repeat(20_000);
+    for (number, (method, uri, body)) in [
+        ("PUT", "/v1/session/create", format!(r#"{{"Name": "{long}"}}"#)),
+        ("POST", "/v1/query", format!(r#"{{"Service": {{"Service": "order", "NodeMeta": {{"k": "{long}"}}}}}}"#)),
+        ("PUT", "/v1/kv/large", "x".repeat((512 << 10) + 1)),
+        ("PUT", &*format!("/v1/kv/{}", &long[..1100]), String::new()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let request = Request::builder().method(method).uri(uri).body(Bytes::from(body)).unwrap();
+        let reply = answer(&fixture.consul, &caller("default", 1), request).await;
+        assert_eq!(reply.status(), 413, "{method} {uri:.40}: {:?}", reply.body());
+        assert_eq!(fixture.consul.mesh.out_of_bounds.load(Ordering::Relaxed), number as u64 + 1);
+    }
+}
