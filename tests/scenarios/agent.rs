@@ -29,8 +29,7 @@ fn python_consul_in_three_pods_with_one_service_id() -> Result<()> {
     for name in ["order1", "order2", "order3"] {
         let pod = mesh.pod(name)?;
         let app = pod.serve(8080, name)?;
-        let sidecar = mesh.sidecar(&pod, "order-service", &[])?;
-        mesh.redirect(&pod)?;
+        let sidecar = mesh.sidecar_with_redirection(&pod, "order-service", &[])?;
         let seen = pod.run(&python, &[&script, &pod.ip])?;
         ensure!(seen.contains(&format!("{} 8080", pod.ip)), "it finds itself: {seen}");
         ips.push(pod.ip.clone());
@@ -62,8 +61,7 @@ fn python_consul_uses_the_whole_agent() -> Result<()> {
     let python = python_of("consul")?;
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("order1")?;
-    let _sidecar = mesh.sidecar(&pod, "order-service", &[])?;
-    mesh.redirect(&pod)?;
+    let _sidecar = mesh.sidecar_with_redirection(&pod, "order-service", &[])?;
     let script = tests_dir().join("clients/python_consul.py").to_string_lossy().into_owned();
     let out = pod.run(&python, &[&script, &pod.ip])?;
     print!("{out}");
@@ -129,10 +127,7 @@ fn the_agent_answers_for_the_mesh_while_the_control_plane_is_away() -> Result<()
 /// A program that speaks mutual TLS itself, past its sidecar.
 fn programs_get_certificates_where_that_is_allowed() -> Result<()> {
     let mesh = Mesh::start(&[])?;
-    mesh.policy(
-        "strict.yaml",
-        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default}\nspec: {mtls: {mode: STRICT}}\n",
-    )?;
+    mesh.strict()?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let (plain, program) = (mesh.pod("plain")?, mesh.pod("frontend")?);
     let _plain = mesh.sidecar(&plain, "frontend", &[])?;

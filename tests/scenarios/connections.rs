@@ -52,9 +52,7 @@ fn connections_by_address_and_client() -> Result<()> {
     let _apps = (one.serve(8080, "one")?, two.serve(8080, "two")?);
     mesh.policy("db.yaml", &TCP.replace("FIRST", &one.ip).replace("SECOND", &two.ip))?;
     let (front, _sidecar) = mesh.client("frontend")?;
-    let reports = mesh.pod("reports")?;
-    let _reports = mesh.sidecar(&reports, "reports", &["--label", "app=reports"])?;
-    mesh.redirect(&reports)?;
+    let (reports, _reports) = mesh.client_with("reports", &["--label", "app=reports"])?;
     let from = |pod: &weft_tests::Pod, address: &str, count: usize| -> Result<Vec<String>> {
         let url = format!("http://{address}:9000/");
         // A connection for each.
@@ -151,10 +149,8 @@ fn connections_by_server_name() -> Result<()> {
         serve(&pods[3], "b.example.net")?,
     );
     mesh.policy("tls.yaml", &TLS.replace("FIRST", &pods[0].ip).replace("SECOND", &pods[1].ip))?;
-    let front = mesh.pod("frontend")?;
-    let _sidecar =
-        mesh.sidecar(&front, "frontend", &["--workload", "frontend", "--outbound-traffic", "registry-only"])?;
-    mesh.redirect(&front)?;
+    let (front, _sidecar) =
+        mesh.client_with("frontend", &["--workload", "frontend", "--outbound-traffic", "registry-only"])?;
     let ca = certificates.ca();
     let ask = |name: &str, address: &str| {
         let to = format!("{name}:443:{address}");

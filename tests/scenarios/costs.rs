@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use weft_tests::{Mesh, Pair, Pod, Process, statuses, wait_for};
+use weft_tests::{Kind, Mesh, Pair, Pod, Process, document, statuses, wait_for};
 
 use crate::Scenario;
 
@@ -60,9 +60,7 @@ const WRITES: [&str; 4] = ["write", "writev", "sendto", "sendmsg"];
 fn a_request_is_two_reads_and_two_writes() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &["--workers", "1"])?;
-    let front = mesh.pod("frontend")?;
-    let sidecar = mesh.sidecar(&front, "frontend", &["--workers", "1"])?;
-    mesh.redirect(&front)?;
+    let (front, sidecar) = mesh.client_with("frontend", &["--workers", "1"])?;
     let vip = mesh.vip("order-service")?;
     let count = 500;
     // One after the other on one connection, and in between mTLS: so it is at both sidecars.
@@ -120,16 +118,15 @@ fn bulk_bytes_are_spliced() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let server = mesh.pod("server")?;
     let _source = server.serve(8080, "source")?;
-    let front = mesh.pod("frontend")?;
-    let sidecar = mesh.sidecar(&front, "frontend", &["--workers", "1"])?;
-    mesh.redirect(&front)?;
-    let entry = format!(
-        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: source}}\nspec:\n  hosts: [source.test]\n  \
-         addresses: [240.241.0.1]\n  ports: [{{number: 80, name: tcp, protocol: TCP}}]\n  resolution: STATIC\n  \
-         endpoints: [{{address: {}, ports: {{tcp: 8080}}}}]\n",
-        server.ip
-    );
-    mesh.policy("source.yaml", &entry)?;
+    let (front, sidecar) = mesh.client_with("frontend", &["--workers", "1"])?;
+    let entry = json!({
+        "hosts": ["source.test"],
+        "addresses": ["240.241.0.1"],
+        "ports": [{"number": 80, "name": "tcp", "protocol": "TCP"}],
+        "resolution": "STATIC",
+        "endpoints": [{"address": server.ip, "ports": {"tcp": 8080}}],
+    });
+    mesh.policy("source.yaml", &document(Kind::ServiceEntry, "source", entry))?;
     let url = "http://240.241.0.1/bytes/300000000";
     wait_for("the entry", Duration::from_secs(10), || front.curl(&["-f", "-m", "2", "http://240.241.0.1/"]))?;
     let calls = traced(&sidecar, || {

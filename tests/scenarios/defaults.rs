@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use weft_tests::{Mesh, statuses, wait_for};
+use weft_tests::{Kind, Mesh, document, statuses, wait_for};
 
 use crate::Scenario;
 
@@ -95,9 +95,8 @@ fn what_the_mesh_has_as_defaults() -> Result<()> {
         ensure!(counts == HashMap::from([(200, 30)]), "{counts:?}");
         Ok(())
     })?;
-    let sidecar = "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: all}\n\
-                   spec: {outboundTrafficPolicy: {mode: ALLOW_ANY}}\n";
-    mesh.policy("sidecar.yaml", sidecar)?;
+    let allow_any = json!({"outboundTrafficPolicy": {"mode": "ALLOW_ANY"}});
+    mesh.policy("sidecar.yaml", &document(Kind::Sidecar, "all", allow_any))?;
     outside("a Sidecar's own mode", "\"name\": \"outside\"")?;
 
     // A second one is told of, another trust domain is refused.

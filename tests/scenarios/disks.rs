@@ -49,12 +49,18 @@ impl Drop for Disk {
     }
 }
 
+const RULE: &str = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: order, annotations: {example.com/note: 'NOTE'}}
+spec: {host: order-service}
+";
+
 /// Applies a rule of some 300 KB, which no page that happens to be free takes.
 fn apply(mesh: &Mesh, number: u32) -> Result<String> {
     let file = mesh.center.folder("rule.yaml").to_string_lossy().into_owned();
     let note = number.to_string().repeat(300 << 10);
-    let head = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata:\n  name: order\n  annotations:\n";
-    std::fs::write(&file, format!("{head}    example.com/note: \"{note}\"\nspec: {{host: order-service}}\n"))?;
+    std::fs::write(&file, RULE.replace("NOTE", &note))?;
     mesh.weftctl(&["apply", "-f", &file])
 }
 

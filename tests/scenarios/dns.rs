@@ -92,8 +92,7 @@ fn dig_and_dnspython_find_what_is_registered() -> Result<()> {
     let (many, _s4) = instances(&mesh, "many", "many", many)?;
     let front = mesh.pod("frontend")?;
     front.resolv_conf("nameserver 10.255.255.53\n")?;
-    let _s5 = mesh.sidecar(&front, "frontend", &[])?;
-    mesh.redirect(&front)?;
+    let _s5 = mesh.sidecar_with_redirection(&front, "frontend", &[])?;
     let hex = format!("{:08x}", u32::from(order1.ip.parse::<Ipv4Addr>()?));
 
     for (place, pod) in [("the control plane", &mesh.center), ("a sidecar", &front)] {
@@ -185,8 +184,7 @@ fn only_queries_to_the_pods_own_name_servers_are_captured() -> Result<()> {
     let ((own, (_own, own_server)), (second, _second), (other, _other)) = (own?, second?, other?);
     let front = mesh.pod("frontend")?;
     front.resolv_conf(&format!("nameserver {}\nnameserver {}\n", own.ip, second.ip))?;
-    let _front = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
-    mesh.redirect(&front)?;
+    let _front = mesh.sidecar_with_redirection(&front, "frontend", &["--workload", "frontend"])?;
     let ask = |server: &str, args: &[&str]| {
         let server = format!("@{server}");
         parse(front.run("dig", &[&[server.as_str(), "+tries=1", "+time=8"], args].concat())?)

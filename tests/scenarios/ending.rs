@@ -32,16 +32,19 @@ while time.time() < until:
     time.sleep(1)
 ";
 
+const MESH: &str = "
+apiVersion: install.istio.io/v1alpha1
+kind: IstioOperator
+metadata: {name: installation, namespace: istio-system}
+spec: {meshConfig: {defaultConfig: {terminationDrainDuration: 1s}}}
+";
+
 fn a_sidecar_outlasts_the_application_that_is_stopped_with_it() -> Result<()> {
     let mesh = Mesh::start(&[])?;
-    let yaml = "apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\n\
-                metadata: {name: installation, namespace: istio-system}\n\
-                spec: {meshConfig: {defaultConfig: {terminationDrainDuration: 1s}}}\n";
-    mesh.policy("mesh.yaml", yaml)?;
+    mesh.policy("mesh.yaml", MESH)?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
     let pod = mesh.pod("job")?;
-    let mut sidecar = mesh.sidecar(&pod, "job", &["--workload", "job", "--drain-min", "2"])?;
-    mesh.redirect(&pod)?;
+    let mut sidecar = mesh.sidecar_with_redirection(&pod, "job", &["--workload", "job", "--drain-min", "2"])?;
     let mut application = pod.spawn("job", "python3", &["-c", APPLICATION])?;
     wait_for("the application", SOON, || {
         ensure!(application.output().contains("up"));

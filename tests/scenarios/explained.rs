@@ -72,8 +72,8 @@ fn a_request_gets_what_weftctl_route_says() -> Result<()> {
     let client = |name: &str| -> Result<_> {
         let pod = mesh.pod(name)?;
         let label = format!("app={name}");
-        let sidecar = mesh.sidecar(&pod, name, &["--workload", name, "--label", &label, "--locality", "eu/a"])?;
-        mesh.redirect(&pod)?;
+        let sidecar =
+            mesh.sidecar_with_redirection(&pod, name, &["--workload", name, "--label", &label, "--locality", "eu/a"])?;
         Ok((pod, sidecar))
     };
     let (front, _front) = client("front")?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use weft_tests::{Mesh, Pod, Process, binary, tests_dir, wait_for};
+use weft_tests::{Kind, Mesh, Pod, Process, binary, document, tests_dir, wait_for};
 
 use crate::Scenario;
 use crate::certificates::Certificates;
@@ -13,57 +13,49 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios![a_gateway_serves_callers_without_a_sidecar, sigterm_to_a_gateway_fails_no_request,]
 }
 
-fn policy(certificates: &Certificates) -> String {
-    format!(
-        "
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {{name: edge}}
-spec:
-  selector: {{istio: ingressgateway}}
-  servers:
-  - {{port: {{number: 8080, name: http, protocol: HTTP}}, hosts: [shop.example.com]}}
-  - port: {{number: 8081, name: old, protocol: HTTP}}
-    hosts: ['*']
-    tls: {{httpsRedirect: true}}
-  - port: {{number: 8443, name: https, protocol: HTTPS}}
-    hosts: [shop.example.com]
-    tls: {{mode: SIMPLE, credentialName: shop}}
-  - port: {{number: 8443, name: https-admin, protocol: HTTPS}}
-    hosts: [admin.example.com]
-    tls: {{mode: MUTUAL, serverCertificate: {admin}/tls.crt, privateKey: {admin}/tls.key, caCertificates: {ca}}}
-  - port: {{number: 8443, name: passed, protocol: TLS}}
-    hosts: [secure.example.com]
-    tls: {{mode: PASSTHROUGH}}
-  - {{port: {{number: 9000, name: bytes, protocol: TCP}}, hosts: ['*']}}
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: shop}}
-spec:
-  hosts: [shop.example.com, admin.example.com]
-  gateways: [edge]
-  http:
-  - match: [{{uri: {{prefix: /moved}}}}]
-    redirect: {{uri: /}}
-  - route: [{{destination: {{host: order-service}}}}]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: bytes}}
-spec:
-  hosts: ['*']
-  gateways: [default/edge]
-  tls:
-  - match: [{{sniHosts: [secure.example.com]}}]
-    route: [{{destination: {{host: secure}}}}]
-  tcp:
-  - match: [{{port: 9000}}]
-    route: [{{destination: {{host: order-service}}}}]
-",
-        admin = certificates.path("admin"),
-        ca = certificates.ca(),
-    )
+/// A gateway with a server of each protocol, and its routes; `bytes`: its port for TCP.
+fn policy(certificates: &Certificates, bytes: u16) -> String {
+    let admin = certificates.path("admin");
+    let mutual = json!({
+        "mode": "MUTUAL",
+        "serverCertificate": format!("{admin}/tls.crt"),
+        "privateKey": format!("{admin}/tls.key"),
+        "caCertificates": certificates.ca(),
+    });
+    let port = |number: u16, name: &str, protocol: &str| json!({"number": number, "name": name, "protocol": protocol});
+    let gateway = json!({"selector": {"istio": "ingressgateway"}, "servers": [
+        {"port": port(8080, "http", "HTTP"), "hosts": ["shop.example.com"]},
+        {"port": port(8081, "old", "HTTP"), "hosts": ["*"], "tls": {"httpsRedirect": true}},
+        {
+            "port": port(8443, "https", "HTTPS"),
+            "hosts": ["shop.example.com"],
+            "tls": {"mode": "SIMPLE", "credentialName": "shop"},
+        },
+        {"port": port(8443, "https-admin", "HTTPS"), "hosts": ["admin.example.com"], "tls": mutual},
+        {"port": port(8443, "passed", "TLS"), "hosts": ["secure.example.com"], "tls": {"mode": "PASSTHROUGH"}},
+        {"port": port(bytes, "bytes", "TCP"), "hosts": ["*"]},
+    ]});
+    let shop = json!({
+        "hosts": ["shop.example.com", "admin.example.com"],
+        "gateways": ["edge"],
+        "http": [
+            {"match": [{"uri": {"prefix": "/moved"}}], "redirect": {"uri": "/"}},
+            {"route": [{"destination": {"host": "order-service"}}]},
+        ],
+    });
+    let to = |host: &str| json!([{"destination": {"host": host}}]);
+    let connections = json!({
+        "hosts": ["*"],
+        "gateways": ["default/edge"],
+        "tls": [{"match": [{"sniHosts": ["secure.example.com"]}], "route": to("secure")}],
+        "tcp": [{"match": [{"port": bytes}], "route": to("order-service")}],
+    });
+    [
+        document(Kind::Gateway, "edge", gateway),
+        document(Kind::VirtualService, "shop", shop),
+        document(Kind::VirtualService, "bytes", connections),
+    ]
+    .concat()
 }
 
 fn secure(mesh: &Mesh, certificates: &Certificates) -> Result<(Pod, Process, Process)> {
@@ -72,8 +64,7 @@ fn secure(mesh: &Mesh, certificates: &Certificates) -> Result<(Pod, Process, Pro
     let (certificate, key) = (certificates.path("secure/tls.crt"), certificates.path("secure/tls.key"));
     let app = pod.spawn("tls-app", "python3", &[&script, "8443", &certificate, &key])?;
     let args = ["--service", "secure", "--port", "8443", "--protocol", "tls"];
-    let sidecar = mesh.sidecar(&pod, "secure", &args)?;
-    mesh.redirect(&pod)?;
+    let sidecar = mesh.sidecar_with_redirection(&pod, "secure", &args)?;
     mesh.wait_healthy(&pod.ip)?;
     Ok((pod, app, sidecar))
 }
@@ -84,10 +75,10 @@ fn a_gateway_serves_callers_without_a_sidecar() -> Result<()> {
     for name in ["shop", "admin", "secure"] {
         certificates.leaf(name, &format!("{name}.example.com"))?;
     }
-    mesh.policy("edge.yaml", &policy(&certificates))?;
+    mesh.policy("edge.yaml", &policy(&certificates, 9000))?;
     // All workloads are STRICT: the gateway goes on by mTLS.
-    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: all, namespace: weft-system}\nspec: {mtls: {mode: STRICT}}\n";
-    mesh.policy("strict.yaml", strict)?;
+    let strict = json!({"mtls": {"mode": "STRICT"}});
+    mesh.policy("strict.yaml", &document(Kind::PeerAuthentication, "weft-system/all", strict))?;
     let _order = mesh.instance("order1", "order-service", 8000, &[])?;
     let _secure = secure(&mesh, &certificates)?;
     let edge = mesh.pod("edge")?;
@@ -154,10 +145,7 @@ fn a_gateway_serves_callers_without_a_sidecar() -> Result<()> {
         ensure!(now != before && !now.is_empty(), "still the old one");
         Ok(())
     })?;
-    mesh.policy(
-        "edge.yaml",
-        &policy(&certificates).replace("number: 9000", "number: 9001").replace("port: 9000", "port: 9001"),
-    )?;
+    mesh.policy("edge.yaml", &policy(&certificates, 9001))?;
     wait_for("the ports to move", Duration::from_secs(10), || {
         outside.curl(&["-f", &format!("http://{ip}:9001/")]).context("9001")?;
         ensure!(outside.curl(&["-f", &format!("http://{ip}:9000/")]).is_err(), "9000 is still open");

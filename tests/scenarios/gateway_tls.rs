@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use weft_tests::{Mesh, Pod, tests_dir, wait_for};
+use serde_json::{Value, json};
+use weft_tests::{Kind, Mesh, Pod, document, tests_dir, wait_for};
 
 use crate::Scenario;
 use crate::certificates::Certificates;
@@ -17,29 +18,20 @@ pub(crate) fn all() -> Vec<Scenario> {
     ]
 }
 
-/// A VirtualService that has the gateway pass a host on.
-fn routed(name: &str, host: &str, to: &str) -> String {
-    format!(
-        "---
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: {name}}}
-spec:
-  hosts: ['{host}']
-  gateways: [edge]
-  http:
-  - route: [{{destination: {{host: {to}, port: {{number: 80}}}}}}]
-"
-    )
+/// A VirtualService of the gateway: requests to `host` go to `to`. `headers` are its header operations.
+fn routed(name: &str, host: &str, to: &str, headers: &Value) -> String {
+    let route = json!([{"destination": {"host": to, "port": {"number": 80}}}]);
+    let spec = json!({"hosts": [host], "gateways": ["edge"], "http": [{"route": route, "headers": headers}]});
+    document(Kind::VirtualService, name, spec)
 }
 
-/// What is told of the TLS that has ended, for the VirtualService above.
-const OF_TLS: &str = "    headers:
-      response:
-        set:
-          x-connection: '<%REQUESTED_SERVER_NAME%|%DOWNSTREAM_TLS_VERSION%|%DOWNSTREAM_TLS_CIPHER%>'
-          x-peer: '<%DOWNSTREAM_PEER_DNS_SAN%|%DOWNSTREAM_PEER_CERT_V_START(%Y)%|%DOWNSTREAM_PEER_FINGERPRINT_256%>'
-";
+const CONNECTION: &str = "<%REQUESTED_SERVER_NAME%|%DOWNSTREAM_TLS_VERSION%|%DOWNSTREAM_TLS_CIPHER%>";
+const PEER: &str = "<%DOWNSTREAM_PEER_DNS_SAN%|%DOWNSTREAM_PEER_CERT_V_START(%Y)%|%DOWNSTREAM_PEER_FINGERPRINT_256%>";
+
+/// The servers of the gateway `edge`.
+fn gateway(servers: Value) -> String {
+    document(Kind::Gateway, "edge", json!({"selector": {"istio": "ingressgateway"}, "servers": servers}))
+}
 
 fn a_gateway_terminates_tls_as_each_server_says() -> Result<()> {
     let mesh = Mesh::start(&[])?;
@@ -54,49 +46,37 @@ fn a_gateway_terminates_tls_as_each_server_says() -> Result<()> {
     let _order = mesh.instance("order1", "order-service", 8000, &[])?;
     let (edge, process) = another(&mesh, "edge", &["--credentials", &certificates.path("")])?;
     let (ip, ca) = (&edge.ip, certificates.ca());
-    let gateway = format!(
-        "apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {{name: edge}}
-spec:
-  selector: {{istio: ingressgateway}}
-  servers:
-  - {{port: {{number: 8081, name: one, protocol: HTTP}}, bind: {ip}, hosts: ['*']}}
-  - {{port: {{number: 8082, name: inside, protocol: HTTP}}, bind: 127.0.0.1, hosts: ['*']}}
-  - port: {{number: 8443, name: both, protocol: HTTPS}}
-    hosts: [shop.example.com]
-    tls: {{mode: SIMPLE, credentialNames: [rsa, ecdsa]}}
-  - port: {{number: 8444, name: old, protocol: HTTPS}}
-    hosts: [shop.example.com]
-    tls:
-      mode: SIMPLE
-      credentialName: rsa
-      maxProtocolVersion: TLSV1_2
-      cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]
-  - port: {{number: 8445, name: known, protocol: HTTPS}}
-    hosts: [shop.example.com]
-    tls:
-      mode: MUTUAL
-      tlsCertificates:
-      - {{serverCertificate: {rsa}/tls.crt, privateKey: {rsa}/tls.key}}
-      - {{serverCertificate: {ecdsa}/tls.crt, privateKey: {ecdsa}/tls.key}}
-      caCertificates: {ca}
-      caCrl: {crl}
-      subjectAltNames: [client.example.com]
-  - port: {{number: 8446, name: other-ca, protocol: HTTPS}}
-    hosts: [shop.example.com]
-    tls: {{mode: MUTUAL, credentialName: ecdsa, caCertCredentialName: callers}}
-  - port: {{number: 8447, name: own-ca, protocol: HTTPS}}
-    hosts: [shop.example.com]
-    tls: {{mode: MUTUAL, credentialName: ecdsa, caCertCredentialName: own}}
-",
-        rsa = certificates.path("rsa"),
-        ecdsa = certificates.path("ecdsa"),
-        crl = certificates.path("ca.crl"),
-    );
+    let files = |name: &str| {
+        let path = certificates.path(name);
+        json!({"serverCertificate": format!("{path}/tls.crt"), "privateKey": format!("{path}/tls.key")})
+    };
+    let http = |number: u16, name: &str| json!({"number": number, "name": name, "protocol": "HTTP"});
+    let https = |number: u16, name: &str, tls: Value| {
+        let port = json!({"number": number, "name": name, "protocol": "HTTPS"});
+        json!({"port": port, "hosts": ["shop.example.com"], "tls": tls})
+    };
+    let old = json!({
+        "mode": "SIMPLE", "credentialName": "rsa", "maxProtocolVersion": "TLSV1_2",
+        "cipherSuites": ["ECDHE-RSA-AES256-GCM-SHA384"],
+    });
+    let known = json!({
+        "mode": "MUTUAL", "tlsCertificates": [files("rsa"), files("ecdsa")], "caCertificates": ca,
+        "caCrl": certificates.path("ca.crl"), "subjectAltNames": ["client.example.com"],
+    });
+    let by_credential = |ca: &str| json!({"mode": "MUTUAL", "credentialName": "ecdsa", "caCertCredentialName": ca});
+    let gateway = gateway(json!([
+        {"port": http(8081, "one"), "bind": ip, "hosts": ["*"]},
+        {"port": http(8082, "inside"), "bind": "127.0.0.1", "hosts": ["*"]},
+        https(8443, "both", json!({"mode": "SIMPLE", "credentialNames": ["rsa", "ecdsa"]})),
+        https(8444, "old", old),
+        https(8445, "known", known),
+        https(8446, "other-ca", by_credential("callers")),
+        https(8447, "own-ca", by_credential("own")),
+    ]));
     std::fs::create_dir(certificates.path("callers"))?;
     std::fs::copy(&ca, certificates.path("callers/ca.crt"))?;
-    mesh.policy("edge.yaml", &format!("{gateway}{}{OF_TLS}", routed("shop", "*", "order-service")))?;
+    let headers = json!({"response": {"set": {"x-connection": CONNECTION, "x-peer": PEER}}});
+    mesh.policy("edge.yaml", &(gateway + &routed("shop", "*", "order-service", &headers)))?;
     let outside = mesh.pod("outside")?;
 
     // An address of its own.
@@ -185,34 +165,22 @@ fn an_istio_mutual_gateway_lets_workloads_of_the_mesh_in() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let _order = mesh.instance("order1", "order-service", 8000, &[])?;
     let (edge, process) = another(&mesh, "edge", &[])?;
-    let policy = format!(
-        "apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {{name: edge}}
-spec:
-  selector: {{istio: ingressgateway}}
-  servers:
-  - port: {{number: 9443, name: mesh, protocol: HTTPS}}
-    hosts: [shop.example.com]
-    tls: {{mode: ISTIO_MUTUAL, subjectAltNames: ['spiffe://cluster.local/ns/default/sa/frontend']}}
-{}---
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: shop}}
-spec:
-  hosts: [shop.example.com]
-  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 9443}}]
-  location: MESH_INTERNAL
-  resolution: STATIC
-  endpoints:
-  - address: {}
-    labels: {{security.istio.io/tlsMode: istio}}
-    serviceAccount: ingress
-",
-        routed("shop", "shop.example.com", "order-service"),
-        edge.ip
-    );
-    mesh.policy("edge.yaml", &policy)?;
+    let frontend = "spiffe://cluster.local/ns/default/sa/frontend";
+    let gateway = gateway(json!([{
+        "port": {"number": 9443, "name": "mesh", "protocol": "HTTPS"},
+        "hosts": ["shop.example.com"],
+        "tls": {"mode": "ISTIO_MUTUAL", "subjectAltNames": [frontend]},
+    }]));
+    let labels = json!({"security.istio.io/tlsMode": "istio"});
+    let entry = json!({
+        "hosts": ["shop.example.com"],
+        "ports": [{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 9443}],
+        "location": "MESH_INTERNAL",
+        "resolution": "STATIC",
+        "endpoints": [{"address": edge.ip, "labels": labels, "serviceAccount": "ingress"}],
+    });
+    let route = routed("shop", "shop.example.com", "order-service", &json!({}));
+    mesh.policy("edge.yaml", &[gateway, route, document(Kind::ServiceEntry, "shop", entry)].concat())?;
     let (front, sidecar) = mesh.client("frontend")?;
     let (stranger, _sidecar) = mesh.client("stranger")?;
     let url = "http://shop.example.com/";
@@ -242,37 +210,25 @@ fn a_gateway_originates_tls_by_a_credential() -> Result<()> {
     let script = tests_dir().join("apps/tls_server.py").to_string_lossy().into_owned();
     let (certificate, key) = (certificates.path("server/tls.crt"), certificates.path("server/tls.key"));
     let _server = partner.spawn("closed", "python3", &[&script, "9443", &certificate, &key, &certificates.ca()])?;
-    let gateway = "apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: edge}
-spec:
-  selector: {istio: ingressgateway}
-  servers:
-  - {port: {number: 8080, name: http, protocol: HTTP}, hosts: ['*']}
-";
-    let outside = format!(
-        "---
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: partner}}
-spec:
-  hosts: [partner.example.com]
-  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 9443}}]
-  resolution: STATIC
-  endpoints: [{{address: {}}}]
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{name: partner}}
-spec:
-  host: partner.example.com
-  workloadSelector: {{matchLabels: {{istio: ingressgateway}}}}
-  trafficPolicy:
-    tls: {{mode: MUTUAL, credentialName: shop}}
-",
-        partner.ip
-    );
-    mesh.policy("edge.yaml", &format!("{gateway}{}{outside}", routed("partner", "*", "partner.example.com")))?;
+    let gateway = gateway(json!([{"port": {"number": 8080, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}]));
+    let entry = json!({
+        "hosts": ["partner.example.com"],
+        "ports": [{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 9443}],
+        "resolution": "STATIC",
+        "endpoints": [{"address": partner.ip}],
+    });
+    let rule = json!({
+        "host": "partner.example.com",
+        "workloadSelector": {"matchLabels": {"istio": "ingressgateway"}},
+        "trafficPolicy": {"tls": {"mode": "MUTUAL", "credentialName": "shop"}},
+    });
+    let policies = [
+        gateway,
+        routed("partner", "*", "partner.example.com", &json!({})),
+        document(Kind::ServiceEntry, "partner", entry),
+        document(Kind::DestinationRule, "partner", rule),
+    ];
+    mesh.policy("edge.yaml", &policies.concat())?;
     let (edge, process) = another(&mesh, "edge", &["--credentials", &certificates.path("")])?;
     let caller = mesh.pod("caller")?;
     let answer = wait_for("the partner", Duration::from_secs(15), || {

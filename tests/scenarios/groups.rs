@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use weft_tests::{Mesh, wait_for};
+use serde_json::json;
+use weft_tests::{Kind, Mesh, document, wait_for};
 
 use crate::Scenario;
 
@@ -14,20 +15,12 @@ pub(crate) fn all() -> Vec<Scenario> {
 }
 
 fn group(account: &str, version: &str) -> String {
-    format!(
-        "
-apiVersion: networking.istio.io/v1
-kind: WorkloadGroup
-metadata: {{name: vms}}
-spec:
-  metadata: {{labels: {{app: legacy, version: {version}}}}}
-  template: {{serviceAccount: {account}, ports: {{http: 8080}}}}
-  probe:
-    periodSeconds: 1
-    failureThreshold: 2
-    httpGet: {{path: /health, port: 8080}}
-"
-    )
+    let spec = json!({
+        "metadata": {"labels": {"app": "legacy", "version": version}},
+        "template": {"serviceAccount": account, "ports": {"http": 8080}},
+        "probe": {"periodSeconds": 1, "failureThreshold": 2, "httpGet": {"path": "/health", "port": 8080}},
+    });
+    document(Kind::WorkloadGroup, "vms", spec)
 }
 
 const HOST: &str = "
@@ -72,8 +65,7 @@ fn a_sidecar_joins_by_a_workload_group() -> Result<()> {
     let (front, _sidecar) = mesh.client("frontend")?;
     let vm = mesh.pod("vm")?;
     let _app = vm.serve(8080, "vm")?;
-    let sidecar = mesh.sidecar(&vm, "legacy", &["--workload-group", "vms"])?;
-    mesh.redirect(&vm)?;
+    let sidecar = mesh.sidecar_with_redirection(&vm, "legacy", &["--workload-group", "vms"])?;
     let says = |words: &str| {
         wait_for(words, SOON, || {
             ensure!(sidecar.output().contains(words), "{}", sidecar.output());

@@ -48,8 +48,7 @@ spec:
 fn endpoint(mesh: &Mesh, name: &str) -> Result<(Process, Process, Pod)> {
     let pod = mesh.pod(name)?;
     let app = pod.serve(8080, name)?;
-    let sidecar = mesh.sidecar(&pod, "db", &[])?;
-    mesh.redirect(&pod)?;
+    let sidecar = mesh.sidecar_with_redirection(&pod, "db", &[])?;
     ensure!(put(&pod, "service/register", &json!({"name": "db", "id": name, "port": 8080}))? == "200");
     mesh.wait_healthy(&pod.ip)?;
     Ok((app, sidecar, pod))
@@ -97,8 +96,7 @@ fn a_headless_service_leaves_the_choice_of_the_endpoint_to_its_clients() -> Resu
     let front = mesh.pod("frontend")?;
     front
         .resolv_conf("nameserver 192.0.2.53\nsearch default.svc.cluster.local svc.cluster.local\noptions ndots:5\n")?;
-    let _sidecar = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
-    mesh.redirect(&front)?;
+    let _sidecar = mesh.sidecar_with_redirection(&front, "frontend", &["--workload", "frontend"])?;
 
     dig_until(&front, "db.default.svc.cluster.local", &[&db0.ip, &db1.ip])?;
     dig_until(&front, "db-0.db.default.svc.cluster.local", &[&db0.ip])?;
@@ -190,8 +188,7 @@ fn an_external_name_resolves_and_routes_to_its_target() -> Result<()> {
     mesh.policy("names.yaml", NAMES)?;
     let front = mesh.pod("frontend")?;
     front.resolv_conf(&format!("nameserver {}\nsearch default.svc.cluster.local\n", names.ip))?;
-    let _sidecar = mesh.sidecar(&front, "frontend", &[])?;
-    mesh.redirect(&front)?;
+    let _sidecar = mesh.sidecar_with_redirection(&front, "frontend", &[])?;
 
     dig_until(&front, "store.default.svc.cluster.local", &[&vip])?;
     dig_until(&front, "outside.default.svc.cluster.local", &["api.example.com.", &outside.ip])?;

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use weft_tests::{Mesh, Pod, tests_dir, wait_for};
+use serde_json::json;
+use weft_tests::{Kind, Mesh, Pod, document, tests_dir, wait_for};
 
 use crate::Scenario;
 use crate::certificates::Certificates;
@@ -22,19 +23,14 @@ fn namespaces_have_service_entries_of_one_host_of_their_own() -> Result<()> {
     let databases = [mesh.pod("database-one")?, mesh.pod("database-two")?];
     let _apps = [databases[0].serve(8080, "database-one")?, databases[1].serve(8080, "database-two")?];
     let entry = |namespace: &str, address: &str, export: &str| {
-        format!(
-            "
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: database, namespace: {namespace}}}
-spec:
-  hosts: [database.example.com]
-  exportTo: [{export}]
-  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 8080}}]
-  resolution: STATIC
-  endpoints: [{{address: {address}}}]
-"
-        )
+        let spec = json!({
+            "hosts": ["database.example.com"],
+            "exportTo": [export],
+            "ports": [{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 8080}],
+            "resolution": "STATIC",
+            "endpoints": [{"address": address}],
+        });
+        document(Kind::ServiceEntry, &format!("{namespace}/database"), spec)
     };
     mesh.policy("one.yaml", &entry("one", &databases[0].ip, "."))?;
     mesh.policy("two.yaml", &entry("two", &databases[1].ip, "."))?;
@@ -43,8 +39,8 @@ spec:
         let pod = mesh.pod(&format!("client-{namespace}"))?;
         let token = pod.folder("token").to_string_lossy().into_owned();
         mesh.weftctl(&["token", "create", "--service-account", "client", "--namespace", namespace, "--out", &token])?;
-        let sidecar = mesh.sidecar(&pod, "client", &["--workload", "client", "--token-file", &token])?;
-        mesh.redirect(&pod)?;
+        let sidecar =
+            mesh.sidecar_with_redirection(&pod, "client", &["--workload", "client", "--token-file", &token])?;
         clients.push((namespace, pod, sidecar));
     }
     let expect = |want: [Option<&str>; 3]| {
@@ -69,7 +65,7 @@ spec:
     };
     expect([Some("database-one"), Some("database-two"), None])?;
     // What others see as well is for those who have none of their own.
-    mesh.policy("two.yaml", &entry("two", &databases[1].ip, "'*'"))?;
+    mesh.policy("two.yaml", &entry("two", &databases[1].ip, "*"))?;
     expect([Some("database-one"), Some("database-two"), Some("database-two")])?;
     std::fs::remove_file(mesh.policies.join("one.yaml"))?;
     expect([Some("database-two"); 3])
@@ -143,12 +139,11 @@ fn a_route_to_a_wildcard_goes_to_the_host_that_is_named() -> Result<()> {
     let _tls = one.spawn("tls", "python3", &[&script, "8443", &certificate, &key])?;
     let _other = two.spawn("tls", "python3", &[&script, "8443", &certificate, &key])?;
     let names = mesh.pod("names")?;
-    let known = serde_json::json!({"a-partner.example.com": [one.ip], "b-partner.example.com": [two.ip]});
+    let known = json!({"a-partner.example.com": [one.ip], "b-partner.example.com": [two.ip]});
     let _server = name_server(&names, &known)?;
     mesh.policy("wildcards.yaml", &WILDCARDS.replace("ADDRESS", &two.ip))?;
     front.resolv_conf(&format!("nameserver {}\n", names.ip))?;
-    let _sidecar = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
-    mesh.redirect(&front)?;
+    let _sidecar = mesh.sidecar_with_redirection(&front, "frontend", &["--workload", "frontend"])?;
     let expect = |url: &str, more: &[&str], wanted: &[&str]| {
         wait_for(url, Duration::from_secs(15), || {
             let answer = front.curl(&[&["-i", "-k"], more, &[url]].concat())?;

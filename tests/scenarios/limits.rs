@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weft_tests::{Mesh, statuses, wait_for};
+use weft_tests::{Kind, Mesh, document, statuses, wait_for};
 
 use crate::Scenario;
 
@@ -20,11 +20,12 @@ pub(crate) fn all() -> Vec<Scenario> {
 }
 
 fn limit(connections: u32, pending: u32, per_connection: u32) -> String {
-    format!(
-        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: order}}\nspec:\n  host: order-service\n  \
-         trafficPolicy:\n    connectionPool:\n      tcp: {{maxConnections: {connections}}}\n      http: \
-         {{http1MaxPendingRequests: {pending}, maxRequestsPerConnection: {per_connection}}}\n"
-    )
+    let pool = json!({
+        "tcp": {"maxConnections": connections},
+        "http": {"http1MaxPendingRequests": pending, "maxRequestsPerConnection": per_connection},
+    });
+    let spec = json!({"host": "order-service", "trafficPolicy": {"connectionPool": pool}});
+    document(Kind::DestinationRule, "order", spec)
 }
 
 fn one_connection_and_one_pending_request() -> Result<()> {
@@ -64,25 +65,15 @@ fn retry_budget_limits_concurrent_retries() -> Result<()> {
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let (front, _sidecar) = mesh.client("frontend")?;
     let vip = mesh.vip("order-service")?;
-    let policy = |more: &str| {
-        let text = format!(
-            "
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: order}}
-spec:
-  hosts: [order-service]
-  http: [{{route: [{{destination: {{host: order-service}}}}], retries: {{attempts: 1, retryOn: '503'}}}}]
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{name: order}}
-spec:
-  host: order-service
-  trafficPolicy: {{retryBudget: {{percent: 50, minRetryConcurrency: 0{more}}}}}
-"
-        );
-        mesh.policy("order.yaml", &text)
+    let policy = |budget: Value| {
+        let route = json!([{"destination": {"host": "order-service"}}]);
+        let routes = json!({
+            "hosts": ["order-service"],
+            "http": [{"route": route, "retries": {"attempts": 1, "retryOn": "503"}}],
+        });
+        let rule = json!({"host": "order-service", "trafficPolicy": {"retryBudget": budget}});
+        let routes = document(Kind::VirtualService, "order", routes);
+        mesh.policy("order.yaml", &(routes + &document(Kind::DestinationRule, "order", rule)))
     };
     // How often the application was asked: its own sidecar counts.
     let asked = || -> Result<u64> {
@@ -104,11 +95,11 @@ spec:
             Ok(())
         })
     };
-    policy("")?;
+    policy(json!({"percent": 50, "minRetryConcurrency": 0}))?;
     expect("no retry", 5)?;
-    policy(", budgetInterval: 60s")?;
+    policy(json!({"percent": 50, "minRetryConcurrency": 0, "budgetInterval": "60s"}))?;
     expect("a retry for each", 10)?;
-    policy("")?;
+    policy(json!({"percent": 50, "minRetryConcurrency": 0}))?;
     expect("no retry again", 5)
 }
 

@@ -130,10 +130,7 @@ fn a_shared_host_is_captured_by_its_options_and_ssh_works() -> Result<()> {
 fn a_proxy_without_marks_and_a_user_of_its_own() -> Result<()> {
     let Some(user) = user("1337") else { return Ok(()) };
     let mesh = Mesh::start(&[])?;
-    mesh.policy(
-        "strict.yaml",
-        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default}\nspec: {mtls: {mode: STRICT}}\n",
-    )?;
+    mesh.strict()?;
     let pod = mesh.pod("order1")?;
     let _app = pod.serve(8080, "order1")?;
     let [sidecar, token, data] = belongings(&mesh, "order-service", "1337")?;

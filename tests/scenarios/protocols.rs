@@ -37,8 +37,7 @@ fn server_first_half_close_and_websocket() -> Result<()> {
     for (port, mode) in [(9001, "greet"), (9002, "count"), (9003, "websocket"), (9004, "trailers")] {
         let pod = mesh.pod(mode)?;
         let _server = start(&pod, "python3", &[&script("tcp.py"), &port.to_string(), mode])?;
-        let _sidecar = mesh.sidecar(&pod, mode, &["--service", mode, "--port", &port.to_string()])?;
-        mesh.redirect(&pod)?;
+        let _sidecar = mesh.sidecar_with_redirection(&pod, mode, &["--service", mode, "--port", &port.to_string()])?;
         mesh.wait_healthy(&pod.ip)?;
         let vip = mesh.vip(mode)?;
         let port = port.to_string();
@@ -78,8 +77,7 @@ fn grpc_unary_and_streams_both_ways() -> Result<()> {
         if let Some(protocol) = protocol {
             args.extend(["--protocol", protocol]);
         }
-        let _sidecar = mesh.sidecar(&pod, name, &args)?;
-        mesh.redirect(&pod)?;
+        let _sidecar = mesh.sidecar_with_redirection(&pod, name, &args)?;
         mesh.wait_healthy(&pod.ip)?;
         let to = format!("{}:9090", mesh.vip(name)?);
         let said = front.run(&python, &[&script("grpc_echo.py"), "client", &to]);
@@ -106,8 +104,7 @@ fn a_gigabyte_arrives_intact() -> Result<()> {
         "python3",
         &["-m", "http.server", "--protocol", "HTTP/1.1", "8080", "--directory", &dir.path().to_string_lossy()],
     )?;
-    let _sidecar = mesh.sidecar(&pod, "files", &["--service", "files", "--port", "8080"])?;
-    mesh.redirect(&pod)?;
+    let _sidecar = mesh.sidecar_with_redirection(&pod, "files", &["--service", "files", "--port", "8080"])?;
     mesh.wait_healthy(&pod.ip)?;
     let (front, front_sidecar) = mesh.client("frontend")?;
     let url = format!("http://{}/gigabyte", mesh.vip("files")?);
@@ -137,8 +134,7 @@ fn names_resolve_to_virtual_ips() -> Result<()> {
         if !with_route {
             pod.run("ip", &["route", "del", "default"])?;
         }
-        let _sidecar = mesh.sidecar(&pod, name, &[])?;
-        mesh.redirect(&pod)?;
+        let _sidecar = mesh.sidecar_with_redirection(&pod, name, &[])?;
         for host in [
             "order-service",
             "order-service.default",

@@ -41,8 +41,8 @@ fn a_reload_fails_no_request_while_a_response_is_open() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("order1")?;
     let _apps = (pod.serve(8080, "order1")?, pod.serve(8081, "order2")?);
-    let mut order = mesh.sidecar(&pod, "order-service", &["--service", "order-service", "--port", "8080"])?;
-    mesh.redirect(&pod)?;
+    let mut order =
+        mesh.sidecar_with_redirection(&pod, "order-service", &["--service", "order-service", "--port", "8080"])?;
     let (front, mut client) = mesh.client("frontend")?;
     mesh.wait_healthy(&pod.ip)?;
     let ttl = json!({"name": "order-service", "id": "by-ttl", "port": 8081, "check": {"ttl": "60s"}});

@@ -105,8 +105,7 @@ fn unknown_destinations_and_the_access_log() -> Result<()> {
     let client = |name: &str, args: &[&str]| -> Result<_> {
         let pod = mesh.pod(name)?;
         let all = [&["--workload", name, "--access-log", "-"], args].concat();
-        let sidecar = mesh.sidecar(&pod, name, &all)?;
-        mesh.redirect(&pod)?;
+        let sidecar = mesh.sidecar_with_redirection(&pod, name, &all)?;
         Ok((pod, sidecar))
     };
     let (front, sidecar) = client("frontend", &[])?;
@@ -187,8 +186,7 @@ fn routes_and_rules_for_some_clients() -> Result<()> {
     let vip = mesh.vip("order-service")?;
     let client = |name: &str, labels: &[&str]| -> Result<(Pod, weft_tests::Process)> {
         let pod = mesh.pod(name)?;
-        let sidecar = mesh.sidecar(&pod, name, labels)?;
-        mesh.redirect(&pod)?;
+        let sidecar = mesh.sidecar_with_redirection(&pod, name, labels)?;
         Ok((pod, sidecar))
     };
     let (web, _web_sidecar) = client("web", &["--label", "tier=web"])?;
@@ -257,9 +255,7 @@ fn faults_and_cors() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", FAULTS)?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
-    let pod = mesh.pod("frontend")?;
-    let sidecar = mesh.sidecar(&pod, "frontend", &["--access-log", "-"])?;
-    mesh.redirect(&pod)?;
+    let (pod, sidecar) = mesh.client_with("frontend", &["--access-log", "-"])?;
     let vip = mesh.vip("order-service")?;
     let ask = |path: &str, more: &[&str]| -> Result<String> {
         let url = format!("http://{vip}{path}");

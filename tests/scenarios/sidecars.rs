@@ -37,19 +37,16 @@ fn a_sidecar_knows_and_serves_what_its_policy_says() -> Result<()> {
     let order = mesh.pod("order")?;
     let script = tests_dir().join("apps/server.py").to_string_lossy().into_owned();
     let _app = order.spawn("app", "python3", &[&script, "8080", "order", "127.0.0.1"])?;
-    let _order = mesh.sidecar(
+    let _order = mesh.sidecar_with_redirection(
         &order,
         "order-service",
         &["--service", "order-service", "--port", "9080", "--label", "app=order"],
     )?;
-    mesh.redirect(&order)?;
     mesh.wait_healthy(&order.ip)?;
     let _payment = mesh.instance("payment1", "payment", 8080, &[])?;
     let outside = mesh.pod("outside")?;
     let _outside = outside.serve(8080, "outside")?;
-    let front = mesh.pod("frontend")?;
-    let _sidecar = mesh.sidecar(&front, "frontend", &["--label", "app=front"])?;
-    mesh.redirect(&front)?;
+    let (front, _sidecar) = mesh.client_with("frontend", &["--label", "app=front"])?;
     let (order_ip, payment_ip) = (mesh.vip("order-service")?, mesh.vip("payment")?);
     let ask = |host: &str, url: &str| {
         let host = format!("Host: {host}");

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine};
-use serde_json::Value;
+use serde_json::{Value, json};
 use weft_control_plane::store::embedded::Embedded;
 use weft_control_plane::store::etcd::{Access, Etcd as EtcdStore};
 use weft_control_plane::store::{Change, Condition, Error, Op, Shared, Table};
-use weft_tests::{Etcd, Mesh, Pod, statuses, wait_for};
+use weft_tests::{Etcd, Kind, Mesh, Pod, document, statuses, wait_for};
 
 use crate::Scenario;
 
@@ -181,12 +181,10 @@ fn three_control_planes_over_etcd_serve_as_one() -> Result<()> {
     let _server = app.serve(8080, "order")?;
     let through_third = at([2, 1, 0]);
     let args = ["--control-plane", &through_third, "--service", "order-service", "--port", "8080"];
-    let _order = mesh.sidecar(&app, "order-service", &args)?;
-    mesh.redirect(&app)?;
+    let _order = mesh.sidecar_with_redirection(&app, "order-service", &args)?;
     let front = mesh.pod("front")?;
     let through_second = at([1, 0, 2]);
-    let _front = mesh.sidecar(&front, "frontend", &["--control-plane", &through_second])?;
-    mesh.redirect(&front)?;
+    let _front = mesh.sidecar_with_redirection(&front, "frontend", &["--control-plane", &through_second])?;
 
     // Through one, seen through another within a second.
     ensure!(registrar(&app, 0, 1)? == ["o-0"]);
@@ -209,7 +207,7 @@ fn three_control_planes_over_etcd_serve_as_one() -> Result<()> {
         all["kvs"].as_array().into_iter().flatten().find(is_of_order).cloned().context("no record of o-0")
     };
     let before = record()?;
-    etcd.ask(0, "kv/deleterange", &serde_json::json!({"key": before["key"]}).to_string())?;
+    etcd.ask(0, "kv/deleterange", &json!({"key": before["key"]}).to_string())?;
     wait_for("the next heartbeat", Duration::from_secs(10), || {
         ensure!(record()?["create_revision"] != before["create_revision"], "not deleted yet");
         ensure!(listed(&front)?.contains(&"o-0".to_owned()), "not seen yet");
@@ -221,7 +219,7 @@ fn three_control_planes_over_etcd_serve_as_one() -> Result<()> {
     // nothing that lives is removed.
     let vip = mesh.vip("order-service")?;
     let url = format!("http://{vip}/sleep/10");
-    let load = serde_json::json!({"url": url, "seconds": 25, "headers": {"Host": "order-service"}});
+    let load = json!({"url": url, "seconds": 25, "headers": {"Host": "order-service"}});
     let load = front.requests_meanwhile(&load)?;
     let acknowledged = std::thread::scope(|scope| -> Result<Vec<String>> {
         let writer = scope.spawn(|| registrar(&app, 100, 40));
@@ -307,8 +305,7 @@ fn a_control_plane_without_its_store_sends_sidecars_elsewhere() -> Result<()> {
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let front = mesh.pod("front")?;
     let addresses = format!("{0}:15013,{0}:15012", center.ip);
-    let _front = mesh.sidecar(&front, "frontend", &["--control-plane", &addresses])?;
-    mesh.redirect(&front)?;
+    let _front = mesh.sidecar_with_redirection(&front, "frontend", &["--control-plane", &addresses])?;
     let vip = mesh.vip("order-service")?;
     let call = || front.curl(&["-f", "-H", "Host: order-service", &format!("http://{vip}/")]);
     wait_for("the first call", Duration::from_secs(5), call)?;
@@ -316,8 +313,8 @@ fn a_control_plane_without_its_store_sends_sidecars_elsewhere() -> Result<()> {
     // What happens after that is known to the first control plane alone.
     let second = mesh.pod("order2")?;
     let _server = second.serve(8080, "order2")?;
-    let _sidecar = mesh.sidecar(&second, "order-service", &["--service", "order-service", "--port", "8080"])?;
-    mesh.redirect(&second)?;
+    let _sidecar =
+        mesh.sidecar_with_redirection(&second, "order-service", &["--service", "order-service", "--port", "8080"])?;
     wait_for("the second instance to be called", Duration::from_secs(40), || {
         ensure!(call()?.contains("order2"), "only the first one is");
         Ok(())
@@ -337,7 +334,7 @@ fn a_snapshot_brings_a_mesh_back() -> Result<()> {
     let mut mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     order.pod.curl(&["-f", "-X", "PUT", "-d", "blue", "http://127.0.0.1:8500/v1/kv/app/colour"])?;
-    let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: order}\nspec: {host: order-service}\n";
+    let rule = document(Kind::DestinationRule, "order", json!({"host": "order-service"}));
     let file = mesh.center.folder("rule.yaml").to_string_lossy().into_owned();
     std::fs::write(&file, rule)?;
     mesh.weftctl(&["apply", "-f", &file])?;

@@ -48,8 +48,11 @@ fn a_reset_crosses_two_sidecars() -> Result<()> {
     let wire = Wire::start()?;
     let pod = wire.mesh.pod("bytes")?;
     let server = pod.spawn("bytes", "python3", &["-c", RESETS])?;
-    let _sidecar = wire.mesh.sidecar(&pod, "bytes", &["--service", "bytes", "--port", "9000", "--protocol", "tcp"])?;
-    wire.mesh.redirect(&pod)?;
+    let _sidecar = wire.mesh.sidecar_with_redirection(
+        &pod,
+        "bytes",
+        &["--service", "bytes", "--port", "9000", "--protocol", "tcp"],
+    )?;
     wire.mesh.wait_healthy(&pod.ip)?;
     let outside = wire.mesh.pod("outside")?;
     let elsewhere = outside.spawn("elsewhere", "python3", &["-c", RESETS])?;
@@ -86,8 +89,11 @@ fn mirrors_get_large_bodies_whole() -> Result<()> {
     let wire = Wire::start()?;
     let pod = wire.mesh.pod("shadow")?;
     let _app = start(&pod, &["wire_server.py", "8080"])?;
-    let sidecar = wire.mesh.sidecar(&pod, "shadow", &["--service", "shadow", "--port", "8080", "--access-log", "-"])?;
-    wire.mesh.redirect(&pod)?;
+    let sidecar = wire.mesh.sidecar_with_redirection(
+        &pod,
+        "shadow",
+        &["--service", "shadow", "--port", "8080", "--access-log", "-"],
+    )?;
     wire.mesh.wait_healthy(&pod.ip)?;
     wire.mesh.policy("wire.yaml", MIRROR)?;
     let upload = |bytes: &str| {

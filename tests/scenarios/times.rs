@@ -59,8 +59,7 @@ fn registrations_and_health_reach_callers_soon() -> Result<()> {
     let pods = ["order1", "order2"].map(|name| -> Result<_> {
         let pod = mesh.pod(name)?;
         let app = pod.serve(8080, name)?;
-        let sidecar = mesh.sidecar(&pod, "order-service", &[])?;
-        mesh.redirect(&pod)?;
+        let sidecar = mesh.sidecar_with_redirection(&pod, "order-service", &[])?;
         Ok((pod, app, sidecar))
     });
     let [one, two] = pods;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weft_tests::{Mesh, served_by, statuses, wait_for};
+use weft_tests::{Kind, Mesh, document, served_by, statuses, wait_for};
 
 use crate::Scenario;
 
@@ -178,10 +178,9 @@ fn a_policy_edit_reaches_traffic_in_a_second() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", ORDER_POLICY)?;
     let to = |subset: &str| {
-        format!(
-            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: order}}\nspec:\n  hosts: \
-             [order-service]\n  http:\n  - route:\n    - destination: {{host: order-service, subset: {subset}}}\n"
-        )
+        let destination = json!({"host": "order-service", "subset": subset});
+        let spec = json!({"hosts": ["order-service"], "http": [{"route": [{"destination": destination}]}]});
+        document(Kind::VirtualService, "order", spec)
     };
     mesh.policy("routes.yaml", &to("v1"))?;
     let _a = mesh.instance("order1", "order-service", 8080, &["--label", "version=v1"])?;
@@ -259,10 +258,7 @@ fn bytes_between_pods_are_tls_and_strict_refuses_plaintext() -> Result<()> {
     })?;
     let kept = outside.requests_meanwhile(&json!({"url": url, "seconds": 5}))?;
     std::thread::sleep(Duration::from_secs(1));
-    mesh.policy(
-        "strict.yaml",
-        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default}\nspec: {mtls: {mode: STRICT}}\n",
-    )?;
+    mesh.strict()?;
     wait_for("STRICT", Duration::from_secs(10), || {
         let refused = outside.curl(&["-i", &url])?;
         ensure!(refused.starts_with("HTTP/1.1 403"), "{refused}");
@@ -334,10 +330,7 @@ fn requests_arrive_as_they_were_sent() -> Result<()> {
 
 fn self_calls_and_calls_to_pod_addresses() -> Result<()> {
     let mesh = Mesh::start(&[])?;
-    mesh.policy(
-        "strict.yaml",
-        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default}\nspec: {mtls: {mode: STRICT}}\n",
-    )?;
+    mesh.strict()?;
     let order = mesh.instance("order1", "order-service", 8080, &["--app-probe", "8080/health"])?;
     let outside = mesh.pod("outside")?;
     let probe = |path: &str| outside.curl(&["-f", &format!("http://{}:15020/app-health/{path}", order.pod.ip)]);
@@ -372,20 +365,23 @@ fn removing_one_of_ten_endpoints_moves_few_keys() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("ten")?;
     let servers: Vec<_> = (0..10).map(|i| pod.serve(8000 + i, &format!("s{i}"))).collect::<Result<_>>()?;
-    let policy = |balancer: &str, endpoints: u16| {
-        let list: String =
-            (0..endpoints).map(|i| format!("  - {{address: {}, ports: {{http: {}}}}}\n", pod.ip, 8000 + i)).collect();
-        format!(
-            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: ten}}\nspec:\n  hosts: [ten.test]\n  \
-             location: MESH_INTERNAL\n  resolution: STATIC\n  ports: [{{number: 80, name: http, protocol: HTTP}}]\n  \
-             endpoints:\n{list}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: \
-             ten}}\nspec:\n  host: ten.test\n  trafficPolicy:\n    loadBalancer:\n      consistentHash:\n        \
-             httpHeaderName: user-id\n{balancer}"
-        )
+    let policy = |hash: &Value, endpoints: u16| {
+        let endpoint = |i| json!({"address": pod.ip, "ports": {"http": 8000 + i}});
+        let entry = json!({
+            "hosts": ["ten.test"],
+            "location": "MESH_INTERNAL",
+            "resolution": "STATIC",
+            "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}],
+            "endpoints": (0..endpoints).map(endpoint).collect::<Vec<_>>(),
+        });
+        let rule = json!({"host": "ten.test", "trafficPolicy": {"loadBalancer": {"consistentHash": hash}}});
+        document(Kind::ServiceEntry, "ten", entry) + &document(Kind::DestinationRule, "ten", rule)
     };
     let (front, _sidecar) = mesh.client("frontend")?;
-    for (name, balancer) in [("ring", ""), ("maglev", "        maglev: {tableSize: 65537}\n")] {
-        mesh.policy("ten.yaml", &policy(balancer, 10))?;
+    let ring = json!({"httpHeaderName": "user-id"});
+    let maglev = json!({"httpHeaderName": "user-id", "maglev": {"tableSize": 65537}});
+    for (name, hash) in [("ring", ring), ("maglev", maglev)] {
+        mesh.policy("ten.yaml", &policy(&hash, 10))?;
         let users = users(10_000);
         let map = |endpoints: usize| -> Result<Vec<String>> {
             wait_for("the endpoints", Duration::from_secs(15), || {
@@ -400,7 +396,7 @@ fn removing_one_of_ten_endpoints_moves_few_keys() -> Result<()> {
             Ok(all)
         };
         let before = map(10)?;
-        mesh.policy("ten.yaml", &policy(balancer, 9))?;
+        mesh.policy("ten.yaml", &policy(&hash, 9))?;
         let after = map(9)?;
         let moved = before.iter().zip(&after).filter(|(a, b)| a != b).count();
         println!("{name}: {moved} of {} keys moved", before.len());

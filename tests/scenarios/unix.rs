@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use weft_tests::{Mesh, Pod, Process, python_of, tests_dir, wait_for};
+use serde_json::{Value, json};
+use weft_tests::{Kind, Mesh, Pod, Process, document, python_of, tests_dir, wait_for};
 
 use crate::Scenario;
 use crate::certificates::Certificates;
@@ -31,24 +32,29 @@ fn serve(pod: &Pod, script: &str, python: &str, args: &[&str]) -> Result<Process
 }
 
 /// A ServiceEntry with one port and Unix sockets behind it.
-fn entry(host: &str, address: &str, port: &str, sockets: &[&str]) -> String {
-    let sockets: Vec<String> = sockets.iter().map(|socket| format!("{{address: 'unix://{socket}'}}")).collect();
-    format!(
-        "
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: {host}}}
-spec:
-  hosts: [{host}.example.com]
-  addresses: [{address}]
-  location: MESH_EXTERNAL
-  ports: [{port}]
-  resolution: STATIC
-  endpoints: [{}]
----",
-        sockets.join(", ")
-    )
+fn entry(host: &str, address: &str, port: &Value, sockets: &[&str]) -> String {
+    let endpoints: Vec<Value> = sockets.iter().map(|socket| json!({"address": format!("unix://{socket}")})).collect();
+    let spec = json!({
+        "hosts": [format!("{host}.example.com")],
+        "addresses": [address],
+        "location": "MESH_EXTERNAL",
+        "ports": [port],
+        "resolution": "STATIC",
+        "endpoints": endpoints,
+    });
+    document(Kind::ServiceEntry, host, spec)
 }
+
+const EJECTING: &str = "---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: both}
+spec:
+  host: both.example.com
+  trafficPolicy:
+    loadBalancer: {simple: ROUND_ROBIN}
+    outlierDetection: {consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 60s, maxEjectionPercent: 100}
+";
 
 fn unix_sockets_are_endpoints_of_a_service_entry() -> Result<()> {
     let python = python_of("grpc")?;
@@ -64,26 +70,18 @@ fn unix_sockets_are_endpoints_of_a_service_entry() -> Result<()> {
     let _abstract = serve(&front, "server.py", "python3", &[abstracted, "abstract"])?;
     // It says when it listens after the socket is there.
     let _grpc = serve(&front, "grpc_echo.py", &python, &["server", &grpc])?;
+    let http = json!({"number": 80, "name": "http", "protocol": "HTTP"});
+    let tcp = json!({"number": 7000, "name": "tcp", "protocol": "TCP"});
     let policies = [
-        entry("both", "192.0.2.70", "{number: 80, name: http, protocol: HTTP}", &[&one, &two]),
-        entry("bytes", "192.0.2.71", "{number: 7000, name: tcp, protocol: TCP}", &[&two]),
-        entry("echo", "192.0.2.72", "{number: 9090, name: grpc, protocol: GRPC}", &[&grpc]),
-        entry("name", "192.0.2.73", "{number: 80, name: http, protocol: HTTP}", &[abstracted]),
-        "
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: both}
-spec:
-  host: both.example.com
-  trafficPolicy:
-    loadBalancer: {simple: ROUND_ROBIN}
-    outlierDetection: {consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 60s, maxEjectionPercent: 100}
-"
-        .to_owned(),
+        entry("both", "192.0.2.70", &http, &[&one, &two]),
+        entry("bytes", "192.0.2.71", &tcp, &[&two]),
+        entry("echo", "192.0.2.72", &json!({"number": 9090, "name": "grpc", "protocol": "GRPC"}), &[&grpc]),
+        entry("name", "192.0.2.73", &http, &[abstracted]),
+        EJECTING.to_owned(),
     ];
     mesh.policy("sockets.yaml", &policies.concat())?;
-    let sidecar = mesh.sidecar(&front, "frontend", &["--workload", "frontend", "--access-log", "-"])?;
-    mesh.redirect(&front)?;
+    let sidecar =
+        mesh.sidecar_with_redirection(&front, "frontend", &["--workload", "frontend", "--access-log", "-"])?;
     let served = |host: &str, url: &str, by: &str| {
         wait_for(by, SOON, || {
             let answer = front.curl(&["-i", "-H", &format!("Host: {host}"), url])?;
@@ -117,7 +115,7 @@ spec:
     ensure!(told.contains(&one) && told.contains(&two), "{told}");
     // One that is gone costs no request, and is left out from then on.
     drop(first);
-    let plan = serde_json::json!({
+    let plan = json!({
         "url": "http://192.0.2.70/", "count": 30, "concurrency": 1, "headers": {"Host": "both.example.com"}
     });
     let statuses = weft_tests::statuses(&front.requests(&plan)?);
@@ -141,24 +139,15 @@ fn tls_is_originated_to_a_unix_socket() -> Result<()> {
     let (known, other) = (at("known.sock"), at("other.sock"));
     let _known = serve(&front, "server.py", "python3", &[&known, "known", &certificates.path("known")])?;
     let _other = serve(&front, "server.py", "python3", &[&other, "other", &certificates.path("other")])?;
-    let http = "{number: 80, name: http, protocol: HTTP}";
+    let http = json!({"number": 80, "name": "http", "protocol": "HTTP"});
+    let tls = json!({"mode": "SIMPLE", "sni": "tls.example.com", "caCertificates": certificates.ca()});
     let rule = |host: &str| {
-        format!(
-            "
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{name: {host}}}
-spec:
-  host: {host}.example.com
-  trafficPolicy: {{tls: {{mode: SIMPLE, sni: tls.example.com, caCertificates: {}}}}}
----",
-            certificates.ca()
-        )
+        let spec = json!({"host": format!("{host}.example.com"), "trafficPolicy": {"tls": tls}});
+        document(Kind::DestinationRule, host, spec)
     };
-    let entries = entry("tls", "192.0.2.70", http, &[&known]) + &entry("wrong", "192.0.2.71", http, &[&other]);
+    let entries = entry("tls", "192.0.2.70", &http, &[&known]) + &entry("wrong", "192.0.2.71", &http, &[&other]);
     mesh.policy("tls.yaml", &(entries + &rule("tls") + &rule("wrong")))?;
-    let _sidecar = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
-    mesh.redirect(&front)?;
+    let _sidecar = mesh.sidecar_with_redirection(&front, "frontend", &["--workload", "frontend"])?;
     wait_for("the answer over TLS", SOON, || {
         let answer = front.curl(&["-H", "Host: tls.example.com", "http://192.0.2.70/"])?;
         ensure!(answer.contains("\"name\": \"known\""), "{answer}");
@@ -193,8 +182,7 @@ fn a_sidecar_delivers_to_the_unix_socket_of_its_default_endpoint() -> Result<()>
     let server = serve(&order, "server.py", "python3", &[&http, "order"])?;
     let _grpc = serve(&order, "grpc_echo.py", &python, &["server", &grpc])?;
     let args = ["--service", "order-service", "--port", "9080", "--label", "app=order", "--access-log", "-"];
-    let sidecar = mesh.sidecar(&order, "order-service", &args)?;
-    mesh.redirect(&order)?;
+    let sidecar = mesh.sidecar_with_redirection(&order, "order-service", &args)?;
     mesh.wait_healthy(&order.ip)?;
     let (front, _sidecar) = mesh.client("frontend")?;
     let vip = mesh.vip("order-service")?;

@@ -36,9 +36,7 @@ fn by(protocol: &str) -> Result<()> {
     let order2 = mesh.instance("order2", "order-service", 8080, &[])?;
     mesh.wait_healthy(&order1.pod.ip)?;
     mesh.wait_healthy(&order2.pod.ip)?;
-    let front = mesh.pod("frontend")?;
-    let _sidecar = mesh.sidecar(&front, "frontend", &["--workload", "frontend", "--tcp-user-timeout", "2"])?;
-    mesh.redirect(&front)?;
+    let (front, _sidecar) = mesh.client_with("frontend", &["--workload", "frontend", "--tcp-user-timeout", "2"])?;
     let url = |path: &str| format!("http://order-service{path}");
     // Connections to both are open and kept.
     let before = front.requests(&json!({"url": url("/sleep/20"), "count": 40, "concurrency": 8}))?;

@@ -70,13 +70,10 @@ impl Wire {
         let pod = mesh.pod("wire")?;
         let app = start(&pod, &["wire_server.py", "8080"])?;
         let of_service = ["--service", "wire", "--port", "8080", "--protocol", "http", "--access-log", "-"];
-        let sidecar = mesh.sidecar(&pod, "wire", &[&of_service, args].concat())?;
-        mesh.redirect(&pod)?;
+        let sidecar = mesh.sidecar_with_redirection(&pod, "wire", &[&of_service, args].concat())?;
         mesh.wait_healthy(&pod.ip)?;
-        let front = mesh.pod("front")?;
-        let front_sidecar =
-            mesh.sidecar(&front, "front", &[&["--workload", "front", "--access-log", "-"], args].concat())?;
-        mesh.redirect(&front)?;
+        let (front, front_sidecar) =
+            mesh.client_with("front", &[&["--workload", "front", "--access-log", "-"], args].concat())?;
         mesh.policy("wire.yaml", DENIED)?;
         let wire = Wire { front_sidecar, front, sidecar, _app: app, pod, mesh };
         let vip = wire.mesh.vip("wire")?;

@@ -4,6 +4,7 @@
 //! touched and all of it is gone when the process ends. Works as root, and through a user namespace without.
 
 pub mod docs;
+mod document;
 mod etcd;
 pub mod fields;
 #[cfg(test)]
@@ -20,11 +21,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+pub use document::document;
 pub use etcd::Etcd;
 pub use mesh::{Instance, Mesh, Pair, take_logs};
 pub use namespace::{enter, name_server};
 pub use pod::{Meanwhile, Pod, Process};
 pub use programs::{binary, install, node_modules, python_of, tests_dir};
+pub use weft_policy::Kind;
 
 /// Runs a command to its end.
 ///

@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use weft_policy::Kind;
 
 use crate::pod::{Pod, Process};
-use crate::{binary, run, text, wait_for};
+use crate::{binary, document, run, text, wait_for};
 
 /// A control plane and the pods around it.
 pub struct Mesh {
@@ -195,6 +197,15 @@ impl Mesh {
         Ok(())
     }
 
+    /// Requires mTLS of all workloads of the default namespace: PeerAuthentication `default`, in `strict.yaml`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn strict(&self) -> Result<()> {
+        let spec = json!({"mtls": {"mode": "STRICT"}});
+        self.policy("strict.yaml", &document(Kind::PeerAuthentication, "default", spec))
+    }
+
     /// A file with a token for this service account.
     ///
     /// # Errors
@@ -270,6 +281,16 @@ impl Mesh {
         Ok(all.into_iter().map(str::to_owned).collect())
     }
 
+    /// Starts a sidecar in a pod, waits until it is ready, and redirects the pod's traffic to it.
+    ///
+    /// # Errors
+    /// When it is not ready within ten seconds, or the rules cannot be installed.
+    pub fn sidecar_with_redirection(&self, pod: &Pod, account: &str, args: &[&str]) -> Result<Process> {
+        let process = self.sidecar(pod, account, args)?;
+        self.redirect(pod)?;
+        Ok(process)
+    }
+
     /// Redirects a pod's traffic to its sidecar.
     ///
     /// # Errors
@@ -288,8 +309,7 @@ impl Mesh {
         let port = port.to_string();
         let mut all = vec!["--service", service, "--port", &port];
         all.extend(args);
-        let sidecar = self.sidecar(&pod, service, &all)?;
-        self.redirect(&pod)?;
+        let sidecar = self.sidecar_with_redirection(&pod, service, &all)?;
         self.wait_healthy(&pod.ip)?;
         Ok(Instance { pod, app, sidecar })
     }
@@ -299,9 +319,16 @@ impl Mesh {
     /// # Errors
     /// When a part of it does not start.
     pub fn client(&self, name: &str) -> Result<(Pod, Process)> {
+        self.client_with(name, &["--workload", name])
+    }
+
+    /// The same, with these arguments of the sidecar.
+    ///
+    /// # Errors
+    /// When a part of it does not start.
+    pub fn client_with(&self, name: &str, args: &[&str]) -> Result<(Pod, Process)> {
         let pod = self.pod(name)?;
-        let sidecar = self.sidecar(&pod, name, &["--workload", name])?;
-        self.redirect(&pod)?;
+        let sidecar = self.sidecar_with_redirection(&pod, name, args)?;
         Ok((pod, sidecar))
     }
 
