@@ -1,13 +1,14 @@
 //! Trouble: processes that die, files that are wrong, peers that are not who they should be.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use weft_tests::{Instance, Mesh, binary, served_by, statuses, wait_for};
+use weft_tests::{Instance, Mesh, Pod, binary, served_by, statuses, wait_for};
 
 use crate::Scenario;
+use crate::operations::SOON;
 use crate::traffic::ORDER_POLICY;
 
 pub(crate) fn all() -> Vec<Scenario> {
@@ -22,6 +23,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         sigterm_to_sidecar_and_application_together_fails_no_request,
         certificates_rotate_under_traffic,
         a_blocked_log_stops_no_traffic,
+        a_cloned_data_folder_is_refused_until_the_first_sidecar_is_gone,
     ]
 }
 
@@ -260,4 +262,64 @@ fn an_expired_certificate_is_refused_with_the_reason() -> Result<()> {
     ensure!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     ensure!(answer.to_lowercase().contains("expired"), "why: {answer}");
     Ok(())
+}
+
+/// Two sidecars of one identity and one node name at different addresses: a copied machine.
+fn a_cloned_data_folder_is_refused_until_the_first_sidecar_is_gone() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let (first, second) = (mesh.pod("order1")?, mesh.pod("order2")?);
+    let _apps = (first.serve(8080, "order1")?, second.serve(8080, "order2")?);
+    let data = [first.folder("data"), second.folder("data")].map(|path| path.to_string_lossy().into_owned());
+    let start = |pod: &Pod, data: &str| {
+        let args = ["--service", "order-service", "--port", "8080", "--data-dir", data];
+        mesh.sidecar_unready(pod, "order-service", &args)
+    };
+    let mut original = start(&first, &data[0])?;
+    mesh.wait_ready(&first)?;
+    mesh.redirect(&first)?;
+    mesh.wait_healthy(&first.ip)?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let url = "http://order-service/";
+    let load = front.requests_meanwhile(&json!({"url": url, "seconds": 6, "concurrency": 2}))?;
+
+    weft_tests::run("cp", &["-a", &data[0], &data[1]])?;
+    let mut clone = start(&second, &data[1])?;
+    let places = format!("is connected from {}, and this sidecar comes from {}", first.ip, second.ip);
+    wait_for("the refusal, and another after it", Duration::from_secs(15), || {
+        let log = clone.output();
+        ensure!(log.matches(&places).count() >= 2, "{log}");
+        Ok(())
+    })?;
+    let refusal = clone.output();
+    ensure!(refusal.contains("--data-dir") && refusal.contains("sa/order-service"), "{refusal}");
+    let results = load.results()?;
+    ensure!(results.len() > 100 && statuses(&results).keys().eq([&200]), "{:?}", statuses(&results));
+    ensure!(served_by(&results).iter().all(|name| name == "order1"), "the clone has served requests");
+    let log = original.output();
+    ensure!(!log.contains("refused this sidecar") && !log.contains("is connected from"), "{log}");
+    let status = mesh.status();
+    ensure!(!status.contains(&format!(" {}:", second.ip)), "{status}");
+    mesh.wait_healthy(&first.ip)?;
+
+    // The clone tries again within 10 s.
+    original.signal("KILL")?;
+    original.wait(SOON)?;
+    let serves = |name: &str| {
+        wait_for(name, SOON, || {
+            let answer = front.curl(&["-f", url])?;
+            ensure!(answer.contains(&format!("\"name\": \"{name}\"")), "{answer}");
+            Ok(())
+        })
+    };
+    wait_for("the clone's place", Duration::from_secs(15), || mesh.wait_healthy(&second.ip))?;
+    mesh.redirect(&second)?;
+    serves("order2")?;
+    // A sidecar that is started has its place at once.
+    clone.signal("KILL")?;
+    clone.wait(SOON)?;
+    let started = Instant::now();
+    let _original = start(&first, &data[0])?;
+    mesh.wait_healthy(&first.ip)?;
+    ensure!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    serves("order1")
 }
