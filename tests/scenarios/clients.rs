@@ -1,4 +1,4 @@
-//! Consul's clients, unchanged, each with the sidecar of its pod as its agent; what one registers all others find.
+//! Consul's clients, unmodified, each with the sidecar of its pod as its agent: all find the services of all.
 
 use std::time::Duration;
 

@@ -64,7 +64,7 @@ fn an_object_that_another_needs_is_not_deleted_or_replaced_without_force() -> Re
         ensure!(text.contains(need) && text.contains("--force"), "{text}");
     }
     ensure!(mesh.weftctl(&["get", "dr/order", "-o", "yaml"])?.contains("name: x"), "nothing was changed");
-    // What goes together needs nothing of each other, in whichever order.
+    // Documents in one file may depend on each other, in any order.
     mesh.weftctl(&["delete", "-f", &both])?;
     mesh.weftctl(&["apply", "-f", &both])?;
     mesh.weftctl(&["delete", "dr/order", "vs/order"])?;

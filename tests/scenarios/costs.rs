@@ -1,4 +1,4 @@
-//! What makes the proxy cheap, held by what can be counted: system calls, buffers, memory. Times belong to the benchmark.
+//! Costs of the proxy that can be counted: system calls, buffers, memory. Times belong to the benchmark.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
@@ -33,9 +33,9 @@ fn traced(sidecar: &Process, load: impl FnOnce() -> Result<()>) -> Result<HashMa
     let counts = tempfile::NamedTempFile::new()?;
     let strace = strace.args(["-c", "-U", "name,calls", "-p", &worker, "-o"]).arg(counts.path()).stderr(Stdio::piped());
     let mut strace = strace.spawn().context("starting strace")?;
-    let mut said = BufReader::new(strace.stderr.take().context("no output")?);
+    let mut output = BufReader::new(strace.stderr.take().context("no output")?);
     let mut line = String::new();
-    said.read_line(&mut line)?;
+    output.read_line(&mut line)?;
     ensure!(line.contains("attached"), "strace: {line}");
     let result = load();
     let interrupted = weft_tests::run("kill", &["-INT", &strace.id().to_string()]);
@@ -63,7 +63,7 @@ fn a_request_is_two_reads_and_two_writes() -> Result<()> {
     let (front, sidecar) = mesh.client_with("frontend", &["--workers", "1"])?;
     let vip = mesh.vip("order-service")?;
     let count = 500;
-    // One after the other on one connection, and in between mTLS: so it is at both sidecars.
+    // Sequential requests on one connection, with mTLS between the sidecars: both have the same counts.
     let plan = json!({"url": format!("http://{vip}/"), "count": count, "headers": {"Host": "order-service"}});
     let load = || {
         let results = front.requests(&plan)?;
@@ -75,17 +75,17 @@ fn a_request_is_two_reads_and_two_writes() -> Result<()> {
         let calls = traced(process, load)?;
         let (reads, writes) = (sum(&calls, &READS), sum(&calls, &WRITES));
         let count = count as u64;
-        // What opens and closes the connection, and wakes of other threads, are a few.
-        for (what, n) in [("reads", reads), ("writes", writes)] {
+        // The connection's start and end, and wake-ups of other threads, add a few.
+        for (kind, n) in [("reads", reads), ("writes", writes)] {
             let allowed = 2 * count..=2 * count + count / 20;
-            ensure!(allowed.contains(&n), "{side}: {n} {what} for {count} requests: {calls:?}");
+            ensure!(allowed.contains(&n), "{side}: {n} {kind} for {count} requests: {calls:?}");
         }
     }
     Ok(())
 }
 
-fn many(front: &Pod, what: &str, vip: &str, count: u32) -> Result<Process> {
-    front.client("many.py", &[what, vip, "80", &count.to_string()])
+fn many(front: &Pod, mode: &str, vip: &str, count: u32) -> Result<Process> {
+    front.client("many.py", &[mode, vip, "80", &count.to_string()])
 }
 
 fn idle_connections_hold_no_buffers() -> Result<()> {

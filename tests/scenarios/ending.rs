@@ -1,4 +1,4 @@
-//! The end of a sidecar beside an application that is still at work.
+//! Drain of a sidecar whose application is still running.
 
 use std::time::{Duration, Instant};
 
@@ -17,10 +17,10 @@ const SOON: Duration = Duration::from_secs(10);
 /// leaves open meanwhile.
 const APPLICATION: &str = "
 import http.client, signal, threading, time
-asked = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: asked.set())
+terminated = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: terminated.set())
 print('up', flush=True)
-asked.wait()
+terminated.wait()
 until = time.time() + 4
 while time.time() < until:
     try:
@@ -66,7 +66,7 @@ fn a_sidecar_outlasts_the_application_that_is_stopped_with_it() -> Result<()> {
     let after = begun.elapsed() - ended;
     ensure!(after < Duration::from_secs(3), "{after:?} after the application\n{}", sidecar.output());
 
-    // Where the command line says nothing the mesh does.
+    // Without an option the mesh's setting applies.
     let pod = mesh.pod("idle")?;
     let mut args = mesh.sidecar_args(&pod, "idle", &["--workload", "idle", "--drain-min"])?;
     args.pop();

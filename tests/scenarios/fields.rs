@@ -1,4 +1,4 @@
-//! Policy fields one by one: each seen to do, from outside, what Istio's reference says of it.
+//! Policy fields one by one: the effect of each, observed from outside, is that of Istio's reference.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -153,8 +153,8 @@ fn fields_timeouts_and_retries() -> Result<()> {
     })?;
     ensure!(s.front.curl(&["http://127.0.0.1:15020/metrics"])?.contains("response_flags=\"UT\""), "no UT");
 
-    // How often the application was asked: its own sidecar counts.
-    let asked = |code: &str| -> Result<u64> {
+    // Requests that reached the application, as its sidecar counts them.
+    let requests = |code: &str| -> Result<u64> {
         let text = order.pod.curl(&["http://127.0.0.1:15020/metrics"])?;
         let lines = text.lines().filter(|l| l.starts_with("istio_requests_total{") && l.contains("\"destination\""));
         let of_code = lines.filter(|l| l.contains(&format!("response_code=\"{code}\"")));
@@ -162,19 +162,19 @@ fn fields_timeouts_and_retries() -> Result<()> {
     };
     s.route(json!({"retries": {"attempts": 3, "retryOn": "503"}}))?;
     wait_for("three retries", SOON, || {
-        let before = asked("503")?;
+        let before = requests("503")?;
         let answer = s.get("/status/503", &[])?;
         ensure!(status(&answer) == "503", "{answer}");
         let attempts = wait_for("the count", Duration::from_secs(1), || {
-            let n = asked("503")? - before;
+            let n = requests("503")? - before;
             ensure!(n == 4, "{n} attempts");
             Ok(n)
         })?;
         ensure!(attempts == 4, "{attempts}");
         Ok(())
     })?;
-    let before = asked("503")?;
-    ensure!(status(&s.get("/status/500", &[])?) == "500" && asked("503")? == before, "500 is not 503");
+    let before = requests("503")?;
+    ensure!(status(&s.get("/status/500", &[])?) == "500" && requests("503")? == before, "500 is not 503");
 
     s.route(
         json!({"timeout": "5s", "retries": {"attempts": 2, "perTryTimeout": "100ms", "retryOn": "gateway-error"}}),
@@ -188,7 +188,7 @@ fn fields_timeouts_and_retries() -> Result<()> {
         Ok(())
     })?;
 
-    // An address that swallows what is sent to it.
+    // An address that drops packets.
     let hole = s.mesh.pod("hole")?;
     hole.run("nft", &["table inet hole { chain in { type filter hook input priority 0; tcp dport 9000 drop; }; }"])?;
     let entry = json!({
@@ -211,15 +211,15 @@ fn fields_timeouts_and_retries() -> Result<()> {
     })?;
     ensure!(s.front.curl(&["http://127.0.0.1:15020/metrics"])?.contains("response_flags=\"UF,URX\""), "no UF,URX");
 
-    // What a request asks for itself goes over what the route says, and stays with us.
+    // Headers of the request override the route, and are removed before the application.
     let start = Instant::now();
     let answer = s.get("/sleep/3000", &["-H", "x-envoy-upstream-rq-timeout-ms: 100"])?;
     ensure!(status(&answer) == "504" && start.elapsed() < Duration::from_secs(1), "{answer}");
-    let before = asked("500")?;
+    let before = requests("500")?;
     let headers = ["-H", "x-envoy-retry-on: 5xx", "-H", "x-envoy-max-retries: 1"];
     ensure!(status(&s.get("/status/500", &headers)?) == "500");
     wait_for("one retry", SOON, || {
-        let n = asked("500")? - before;
+        let n = requests("500")? - before;
         ensure!(n == 2, "{n} attempts");
         Ok(())
     })?;
@@ -254,7 +254,7 @@ fn fields_http2_between_sidecars() -> Result<()> {
         ensure!((1..=2).contains(&connections), "{connections} connections");
         Ok(())
     })?;
-    // And answers a client of HTTP/2 all the same.
+    // An HTTP/2 client is served too.
     s.rule(json!({"connectionPool": {"http": {"useClientProtocol": true}}}))?;
     let answer = s.get("/", &["--http2-prior-knowledge"])?;
     ensure!(answer.starts_with("HTTP/2 200"), "{answer}");
@@ -301,7 +301,7 @@ fn fields_of_connections() -> Result<()> {
         ensure!(sockets.contains("timer:(keepalive,1min"), "{sockets}");
         Ok(())
     })?;
-    // TCP: silence and age.
+    // TCP: idle timeout and maximum duration.
     let tcp = s.mesh.pod("tcp")?;
     let script = tests_dir().join("apps/tcp.py").to_string_lossy().into_owned();
     let _server = tcp.spawn("tcp", "python3", &[&script, "9000", "echo"])?;
@@ -309,15 +309,15 @@ fn fields_of_connections() -> Result<()> {
         s.mesh.sidecar_with_redirection(&tcp, "tcp", &["--service", "tcp", "--port", "9000", "--protocol", "tcp"])?;
     s.mesh.wait_healthy(&tcp.ip)?;
     let to = s.mesh.vip("tcp")?;
-    // What is written while it lasts comes back; then the end of the connection does.
-    let lasts = |what: &str, pause: &str| -> Result<Duration> {
+    // The server echoes data until the connection ends.
+    let lasts = |field: &str, pause: &str| -> Result<Duration> {
         let program = format!(
             "import socket,time,sys\nc=socket.create_connection(('{to}',9000),timeout=15)\nstart=time.monotonic()\n\
              try:\n while time.monotonic()-start<10:\n  c.sendall(b'x')\n  if not c.recv(10): break\n  {pause}\n\
              except ConnectionError: pass\nprint(time.monotonic()-start)"
         );
         let text = s.front.run("python3", &["-c", &program])?;
-        let seconds = text.trim().parse().with_context(|| format!("{what}: {text}"))?;
+        let seconds = text.trim().parse().with_context(|| format!("{field}: {text}"))?;
         Ok(Duration::from_secs_f64(seconds))
     };
     for (field, pause) in [("maxConnectionDuration", "time.sleep(.05)"), ("idleTimeout", "c.recv(1);break")] {
@@ -363,7 +363,7 @@ fn fields_port_level() -> Result<()> {
         ensure!(found == (3, 1), "{found:?}");
         Ok(())
     })?;
-    // STRICT but for one port.
+    // STRICT except for one port.
     let outside = s.mesh.pod("outside")?;
     let plain = |port: u16| outside.curl(&["-i", &format!("http://{}:{port}/", order.pod.ip)]);
     ensure!(status(&plain(8080)?) == "200" && status(&plain(8081)?) == "200");
@@ -433,7 +433,7 @@ fn fields_service_entries() -> Result<()> {
             Ok(())
         })?;
     }
-    // NONE: where the caller's own DNS says, under the policy of the host.
+    // NONE: to the original destination, under the policy of the host.
     let results = front.requests(&json!({
         "url": format!("http://{}:8080/", outside.ip), "count": 5, "headers": {"Host": "none.test:8080"},
     }))?;

@@ -76,7 +76,7 @@ fn a_gateway_serves_callers_without_a_sidecar() -> Result<()> {
         certificates.leaf(name, &format!("{name}.example.com"))?;
     }
     mesh.policy("edge.yaml", &policy(&certificates, 9000))?;
-    // All workloads are STRICT: the gateway goes on by mTLS.
+    // All workloads are STRICT: the gateway uses mTLS upstream.
     let strict = json!({"mtls": {"mode": "STRICT"}});
     mesh.policy("strict.yaml", &document(Kind::PeerAuthentication, "weft-system/all", strict))?;
     let _order = mesh.instance("order1", "order-service", 8000, &[])?;
@@ -126,7 +126,7 @@ fn a_gateway_serves_callers_without_a_sidecar() -> Result<()> {
     ensure!(outside.curl(&mutual).is_err(), "a certificate is required");
     let (certificate, key) = (certificates.path("shop/tls.crt"), certificates.path("shop/tls.key"));
     let answer = outside.curl(&[&["--cert", &certificate, "--key", &key], &mutual[..]].concat())?;
-    ensure!(answer.contains("Hash="), "the application is told of the caller's certificate: {answer}");
+    ensure!(answer.contains("Hash="), "a header has the client's certificate: {answer}");
 
     // TLS that is passed through, on the same port, and bytes.
     let answer =
@@ -136,7 +136,7 @@ fn a_gateway_serves_callers_without_a_sidecar() -> Result<()> {
     let answer = outside.curl(&["-f", &format!("http://{ip}:9000/")])?;
     ensure!(answer.contains("order1"), "{answer}");
 
-    // A certificate that is changed on disk is taken up; a port that is no longer named is closed, another one opened.
+    // A changed certificate is reloaded; a removed port is closed, a new one opened.
     let shown = || outside.curl(&[&["-o", "/dev/null", "-w", "%{certs}"], &tls[..]].concat());
     let before = shown()?;
     certificates.leaf("shop", "shop.example.com")?;
@@ -187,7 +187,7 @@ pub(crate) fn another(mesh: &Mesh, name: &str, args: &[&str]) -> Result<(Pod, Pr
     Ok((pod, process))
 }
 
-/// Callers behind a balancer of connections that has two gateways, of which the first ends.
+/// Clients behind a TCP load balancer with two gateways, of which the first stops.
 fn sigterm_to_a_gateway_fails_no_request() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("edge.yaml", PLAIN)?;
@@ -207,20 +207,20 @@ fn sigterm_to_a_gateway_fails_no_request() -> Result<()> {
     };
     // Kept connections, and new ones until the listener is closed, so many that some are in
     // the kernel's queue at any moment.
-    let (kept, always_new) = (load(true, 4)?, load(false, 48)?);
+    let (reused, always_new) = (load(true, 4)?, load(false, 48)?);
     let slow = outside.requests_meanwhile(&json!({ "url": url(&first, "/sleep/3500") }))?;
     std::thread::sleep(Duration::from_secs(2));
     ending.signal("TERM")?;
     let code = ending.wait(Duration::from_secs(10))?;
     ensure!(code == 0, "{code}: {}", ending.output());
-    for (what, load) in [("kept", kept), ("always new", always_new), ("slow", slow)] {
+    for (connections, load) in [("reused", reused), ("always new", always_new), ("slow", slow)] {
         let results = load.results()?;
         let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
-        ensure!(failed.is_empty(), "{what}: of {} requests some failed: {failed:?}", results.len());
+        ensure!(failed.is_empty(), "{connections}: of {} requests some failed: {failed:?}", results.len());
         let at = |gateway: &Pod| results.iter().filter(|r| r["at"] == gateway.ip).count();
         // However slow the machine is.
         let both = at(&first) > 20 && at(&second) > 20;
-        ensure!(both || what == "slow", "{what}: {} and {}", at(&first), at(&second));
+        ensure!(both || connections == "slow", "{connections}: {} and {}", at(&first), at(&second));
     }
     Ok(())
 }

@@ -12,8 +12,8 @@ use crate::gateway::another;
 
 pub(crate) fn all() -> Vec<Scenario> {
     scenarios![
-        a_gateway_terminates_tls_as_each_server_says,
-        an_istio_mutual_gateway_lets_workloads_of_the_mesh_in,
+        a_gateway_terminates_tls_by_the_settings_of_each_server,
+        an_istio_mutual_gateway_accepts_workloads_of_the_mesh,
         a_gateway_originates_tls_by_a_credential,
     ]
 }
@@ -33,7 +33,7 @@ fn gateway(servers: Value) -> String {
     document(Kind::Gateway, "edge", json!({"selector": {"istio": "ingressgateway"}, "servers": servers}))
 }
 
-fn a_gateway_terminates_tls_as_each_server_says() -> Result<()> {
+fn a_gateway_terminates_tls_by_the_settings_of_each_server() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
     certificates.rsa_leaf("rsa", "shop.example.com")?;
@@ -105,7 +105,7 @@ fn a_gateway_terminates_tls_as_each_server_says() -> Result<()> {
     ensure!(call(8444, &["--tlsv1.3"]).is_err(), "TLS 1.2 at most");
     ensure!(call(8444, &only_rsa).is_err(), "a suite that is not in the list");
 
-    // Callers by their names, and not those whose certificates were revoked.
+    // Clients by their SANs, except those with revoked certificates.
     let shown = |folder: &str| {
         let (certificate, key) = (format!("{folder}/tls.crt"), format!("{folder}/tls.key"));
         ["--cert".to_owned(), certificates.path(&certificate), "--key".to_owned(), certificates.path(&key)]
@@ -118,18 +118,18 @@ fn a_gateway_terminates_tls_as_each_server_says() -> Result<()> {
     ensure!(call(8445, &[]).is_err(), "a certificate is required");
     ensure!(as_caller(8445, "stranger").is_err(), "its name is another");
     as_caller(8446, "stranger")?;
-    told(&outside, &certificates, ip)?;
-    // A certificate that is its own CA is known as it is, not by its name.
+    tls_formatters(&outside, &certificates, ip)?;
+    // A self-signed certificate is trusted by its bytes, not by its name.
     as_caller(8447, "own")?;
     for other in ["like-own", "client"] {
         ensure!(as_caller(8447, other).is_err(), "{other} is another certificate");
     }
     certificates.revoke("ca.crl", &["another", "client"])?;
-    wait_for("the list of what was revoked", Duration::from_secs(15), || {
+    wait_for("the revocation list", Duration::from_secs(15), || {
         ensure!(as_caller(8445, "client").is_err(), "it was revoked");
         Ok(())
     })?;
-    // A credential's list counts as soon as it is there.
+    // The revocation list of a credential applies as soon as the file exists.
     certificates.revoke("callers/ca.crl", &["stranger"])?;
     wait_for("the credential's list", Duration::from_secs(15), || {
         ensure!(as_caller(8446, "stranger").is_err(), "it was revoked");
@@ -138,8 +138,8 @@ fn a_gateway_terminates_tls_as_each_server_says() -> Result<()> {
     as_caller(8446, "client").map(drop)
 }
 
-/// The TLS that has ended, and the caller's certificate, in headers; and that there was none.
-fn told(outside: &Pod, certificates: &Certificates, ip: &str) -> Result<()> {
+/// The parameters of the terminated TLS and the client's certificate, in headers; empty without TLS.
+fn tls_formatters(outside: &Pod, certificates: &Certificates, ip: &str) -> Result<()> {
     let ca = certificates.ca();
     let call = |url: &str, args: &[&str]| {
         let host = url.split('/').nth(2).unwrap_or_default();
@@ -150,7 +150,7 @@ fn told(outside: &Pod, certificates: &Certificates, ip: &str) -> Result<()> {
     let shown = ["--cert", &certificate, "--key", &key, "--http1.1"];
     let mutual = call("https://shop.example.com:8445/", &shown)?.to_lowercase();
     ensure!(mutual.contains("x-connection: <shop.example.com|tlsv1.3|tls_"), "{mutual}");
-    // The application is told the same hash by the gateway itself.
+    // The gateway's own header for the application has the same hash.
     let hash = mutual.split("hash=").nth(1).and_then(|rest| rest.get(..64)).unwrap_or("none");
     ensure!(mutual.contains("x-peer: <client.example.com|") && mutual.contains(&format!("|{hash}>")), "{mutual}");
     let simple = call("https://shop.example.com:8444/", &["--http1.1"])?.to_lowercase();
@@ -161,7 +161,7 @@ fn told(outside: &Pod, certificates: &Certificates, ip: &str) -> Result<()> {
     Ok(())
 }
 
-fn an_istio_mutual_gateway_lets_workloads_of_the_mesh_in() -> Result<()> {
+fn an_istio_mutual_gateway_accepts_workloads_of_the_mesh() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let _order = mesh.instance("order1", "order-service", 8000, &[])?;
     let (edge, process) = another(&mesh, "edge", &[])?;
@@ -184,22 +184,22 @@ fn an_istio_mutual_gateway_lets_workloads_of_the_mesh_in() -> Result<()> {
     let (front, sidecar) = mesh.client("frontend")?;
     let (stranger, _sidecar) = mesh.client("stranger")?;
     let url = "http://shop.example.com/";
-    let answer = wait_for("a workload that is named", Duration::from_secs(15), || {
+    let answer = wait_for("a workload with an accepted identity", Duration::from_secs(15), || {
         let answer = front.curl(&["-f", url]);
         answer.map_err(|e| e.context(format!("{}\n{}", process.output(), sidecar.output())))
     })?;
     let both = answer.contains("sa/frontend") && answer.contains("sa/ingress");
-    ensure!(both, "the application is told of the workload and of the gateway: {answer}");
+    ensure!(both, "headers name the workload and the gateway: {answer}");
     let status = stranger.curl(&["-o", "/dev/null", "-w", "%{http_code}", url])?;
-    ensure!(status == "503", "a workload that is not named: {status}");
+    ensure!(status == "503", "a workload with another identity: {status}");
     let outside = mesh.pod("outside")?;
     let at = format!("shop.example.com:9443:{}", edge.ip);
-    let foreign = outside.curl(&["-k", "--resolve", &at, "https://shop.example.com:9443/"]);
-    ensure!(foreign.is_err(), "a caller without a certificate of the mesh: {foreign:?}");
+    let without = outside.curl(&["-k", "--resolve", &at, "https://shop.example.com:9443/"]);
+    ensure!(without.is_err(), "a caller without a certificate of the mesh: {without:?}");
     Ok(())
 }
 
-/// A service outside that wants a certificate, called by way of the gateway, which has it.
+/// A service outside the mesh requires a client certificate, which the gateway has.
 fn a_gateway_originates_tls_by_a_credential() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;

@@ -1,4 +1,4 @@
-//! Which definition of a host a client has, and which hosts a wildcard means.
+//! The definition of a host that a client sees, and the hosts of a wildcard.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use crate::outside::name_server;
 pub(crate) fn all() -> Vec<Scenario> {
     scenarios![
         namespaces_have_service_entries_of_one_host_of_their_own,
-        a_route_to_a_wildcard_goes_to_the_host_that_is_named,
+        a_route_to_a_wildcard_goes_to_the_requested_host,
     ]
 }
 
-/// Two namespaces define one host, each for itself, and a third sees neither.
+/// Two namespaces define one host, each for itself; a third namespace sees neither definition.
 fn namespaces_have_service_entries_of_one_host_of_their_own() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let databases = [mesh.pod("database-one")?, mesh.pod("database-two")?];
@@ -48,13 +48,13 @@ fn namespaces_have_service_entries_of_one_host_of_their_own() -> Result<()> {
             wait_for(namespace, Duration::from_secs(15), || {
                 let answer = pod.curl(&["-i", "http://database.example.com/"]).unwrap_or_else(|e| e.to_string());
                 let from = format!("{namespace}/client");
-                let told = mesh.weftctl(&["route", "http://database.example.com/", "--from", &from]);
+                let explanation = mesh.weftctl(&["route", "http://database.example.com/", "--from", &from]);
                 let endpoint = want.and_then(|want| databases.iter().find(|pod| pod.name == want));
                 match (want, endpoint) {
                     (Some(want), Some(endpoint)) => {
                         ensure!(answer.contains(&format!("X-Served-By: {want}")), "{namespace}: {answer}");
-                        let told = told?;
-                        ensure!(told.contains(&endpoint.ip), "{namespace}: {told}");
+                        let explanation = explanation?;
+                        ensure!(explanation.contains(&endpoint.ip), "{namespace}: {explanation}");
                     }
                     _ => ensure!(!answer.contains("X-Served-By"), "{namespace}: {answer}"),
                 }
@@ -64,7 +64,7 @@ fn namespaces_have_service_entries_of_one_host_of_their_own() -> Result<()> {
         Ok(())
     };
     expect([Some("database-one"), Some("database-two"), None])?;
-    // What others see as well is for those who have none of their own.
+    // An exported definition serves namespaces without one of their own.
     mesh.policy("two.yaml", &entry("two", &databases[1].ip, "*"))?;
     expect([Some("database-one"), Some("database-two"), Some("database-two")])?;
     std::fs::remove_file(mesh.policies.join("one.yaml"))?;
@@ -127,8 +127,8 @@ spec:
     route: [{destination: {host: '*.old.example.com', port: {number: 9000}}}]
 ";
 
-/// Routes of requests, of TLS and of bytes to ServiceEntries of wildcards, one of which stands for a part of a label.
-fn a_route_to_a_wildcard_goes_to_the_host_that_is_named() -> Result<()> {
+/// Routes of HTTP, TLS and TCP to ServiceEntries with wildcards, one of which replaces a part of a label.
+fn a_route_to_a_wildcard_goes_to_the_requested_host() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
     certificates.leaf("server", "a-partner.example.com")?;
@@ -152,16 +152,16 @@ fn a_route_to_a_wildcard_goes_to_the_host_that_is_named() -> Result<()> {
         })
     };
     expect("http://a-partner.example.com/", &[], &["X-Served-By: one"])?;
-    // The host that the route gives to the request, wherever the client assumes its own to be.
+    // The route's host decides, not the address that the client dials.
     let at = |host: &str, port: u16, pod: &Pod| format!("{host}:{port}:{}", pod.ip);
     let shop = at("shop.example.net", 80, &one);
     expect("http://shop.example.net/b", &["--resolve", &shop], &["X-Served-By: two"])?;
     let refused = ["503", "x-weft-reason: cluster_undefined"];
     expect("http://shop.example.net/nowhere", &["--resolve", &shop], &refused)?;
-    let dialed = at("shop.example.net", 80, &two);
+    let second = at("shop.example.net", 80, &two);
     let _port = two.serve(80, "two at its own port")?;
-    expect("http://shop.example.net/", &["--resolve", &dialed], &["two at its own port", "x-by: old"])?;
-    // By server name, and where it was dialed to.
+    expect("http://shop.example.net/", &["--resolve", &second], &["two at its own port", "x-by: old"])?;
+    // By server name, and by original destination.
     let wrong = at("a-partner.example.com", 443, &names);
     expect("https://a-partner.example.com/", &["--resolve", &wrong], &["the application's own TLS"])?;
     let new = at("new.example.com", 8443, &two);

@@ -1,4 +1,4 @@
-//! Near and far: the near are called, those further away stand in for them, and shares are as they are said to be.
+//! Locality load balancing: near endpoints are preferred, far ones are for failover, and shares are exact.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -43,13 +43,13 @@ fn near_localities_are_preferred_and_far_ones_fail_over() -> Result<()> {
     let _us = mesh.instance("order3", "order-service", 8080, &["--locality", "us/a"])?;
     let (front, _sidecar) = mesh.client_with("frontend", &["--locality", "eu/a"])?;
     let url = format!("http://{}/", mesh.vip("order-service")?);
-    let expect = |what: &str, wanted: &[(&str, usize)], off: usize| {
-        wait_for(what, Duration::from_secs(15), || {
+    let expect = |case: &str, expected: &[(&str, usize)], off: usize| {
+        wait_for(case, Duration::from_secs(15), || {
             let seen = shares(&front, &url)?;
             let fits = seen.values().sum::<usize>() == 200
-                && seen.keys().all(|name| wanted.iter().any(|(known, _)| known == name))
-                && wanted.iter().all(|(name, n)| seen.get(*name).copied().unwrap_or_default().abs_diff(*n) <= off);
-            ensure!(fits, "{seen:?}, not {wanted:?}");
+                && seen.keys().all(|name| expected.iter().any(|(known, _)| known == name))
+                && expected.iter().all(|(name, n)| seen.get(*name).copied().unwrap_or_default().abs_diff(*n) <= off);
+            ensure!(fits, "{seen:?}, not {expected:?}");
             Ok(())
         })
     };
@@ -70,7 +70,7 @@ fn near_localities_are_preferred_and_far_ones_fail_over() -> Result<()> {
     expect("all alike", &[("order2", 100), ("order3", 100)], 1)
 }
 
-/// The same rack wherever it is; of the others the nearest, and the region that is named before any.
+/// The same rack in any region first; then the nearest locality, with the failover region before other regions.
 fn regions_order_endpoints_with_equal_labels() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let priority = json!({"failoverPriority": ["rack"], "failover": [{"from": "eu", "to": "us"}]});
@@ -82,10 +82,10 @@ fn regions_order_endpoints_with_equal_labels() -> Result<()> {
     let _far = instance("order4", &["--locality", "asia/a"])?;
     let (front, _sidecar) = mesh.client_with("frontend", &["--locality", "eu/a", "--label", "rack=7"])?;
     let url = format!("http://{}/", mesh.vip("order-service")?);
-    let expect = |what: &str, wanted: &str| {
-        wait_for(what, Duration::from_secs(15), || {
+    let expect = |case: &str, expected: &str| {
+        wait_for(case, Duration::from_secs(15), || {
             let seen = shares(&front, &url)?;
-            ensure!(seen.len() == 1 && seen.contains_key(wanted), "{seen:?}, not {wanted}");
+            ensure!(seen.len() == 1 && seen.contains_key(expected), "{seen:?}, not {expected}");
             Ok(())
         })
     };
@@ -97,7 +97,7 @@ fn regions_order_endpoints_with_equal_labels() -> Result<()> {
     eject(&rack.pod)?;
     expect("the same region", "order2")?;
     eject(&near.pod)?;
-    expect("the region that is named", "order3")
+    expect("the failover region", "order3")
 }
 
 fn a_new_instance_warms_up() -> Result<()> {

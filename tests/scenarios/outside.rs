@@ -20,7 +20,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     ]
 }
 
-/// A name server, and the file that it answers from.
+/// A name server, and the file with its records.
 pub(crate) fn name_server(pod: &Pod, known: &serde_json::Value) -> Result<(PathBuf, Process)> {
     let file = pod.folder("names.json");
     std::fs::write(&file, known.to_string())?;
@@ -60,17 +60,17 @@ fn tls_begins_at_the_sidecar() -> Result<()> {
         mesh.policy("api.yaml", &(entry + &document(Kind::DestinationRule, "api", rule)))
     };
     let (front, _sidecar) = mesh.client("frontend")?;
-    let expect = |what: &str, url: &str, wanted: &str| {
-        wait_for(what, Duration::from_secs(15), || {
+    let expect = |case: &str, url: &str, expected: &str| {
+        wait_for(case, Duration::from_secs(15), || {
             let answer = front.curl(&["-i", url])?;
-            ensure!(answer.contains(wanted), "{url}: {answer}");
+            ensure!(answer.contains(expected), "{url}: {answer}");
             Ok(())
         })
     };
     let ca = certificates.ca();
     policy(json!({"mode": "SIMPLE", "caCertificates": ca}))?;
     expect("TLS", "http://api.example.com/", "the application's own TLS")?;
-    // Bytes as well: the sidecar does not look into them.
+    // TCP as well: the sidecar does not parse it.
     expect("TLS for bytes", "http://api.example.com:82/", "the application's own TLS")?;
     expect("no certificate to show", "http://api.example.com:81/", " 503 ")?;
     let (certificate, key) = (certificates.path("client/tls.crt"), certificates.path("client/tls.key"));
@@ -81,12 +81,12 @@ fn tls_begins_at_the_sidecar() -> Result<()> {
     expect("another name is refused", "http://api.example.com/", " 503 ")?;
     let names = json!(["api.example.com"]);
     policy(json!({"mode": "SIMPLE", "caCertificates": ca, "sni": "other.example.com", "subjectAltNames": names}))?;
-    expect("the name that is wanted", "http://api.example.com/", "the application's own TLS")?;
-    // No CA of the system has signed it.
+    expect("the expected name", "http://api.example.com/", "the application's own TLS")?;
+    // The CA is not among the system's.
     policy(json!({"mode": "SIMPLE"}))?;
     expect("the system's authorities", "http://api.example.com/", " 503 ")?;
     policy(json!({"mode": "SIMPLE", "insecureSkipVerify": true}))?;
-    expect("anybody", "http://api.example.com/", "the application's own TLS")
+    expect("any certificate", "http://api.example.com/", "the application's own TLS")
 }
 
 /// A server whose certificate is revoked gets no further connection, and a credential is read from the sidecar's disk.
@@ -101,7 +101,7 @@ fn tls_by_credential_and_revocation_lists() -> Result<()> {
     let script = tests_dir().join("apps/tls_server.py").to_string_lossy().into_owned();
     let (certificate, key) = (certificates.path("server/tls.crt"), certificates.path("server/tls.key"));
     let _server = outside.spawn("closed", "python3", &[&script, "9443", &certificate, &key, &certificates.ca()])?;
-    // A flow of bytes has a connection of its own each time.
+    // TCP has a new upstream connection each time.
     let policy = |tls: Value| {
         let entry = json!({
             "hosts": ["api.example.com"],
@@ -121,8 +121,8 @@ fn tls_by_credential_and_revocation_lists() -> Result<()> {
     let credentials = folder.to_string_lossy().into_owned();
     let args = ["--workload", "frontend", "--label", "app=shop", "--credentials", &credentials];
     let sidecar = mesh.sidecar_with_redirection(&front, "frontend", &args)?;
-    let served = |what: &str, yes: bool| {
-        wait_for(what, Duration::from_secs(15), || {
+    let served = |case: &str, yes: bool| {
+        wait_for(case, Duration::from_secs(15), || {
             let answer = front.curl(&["http://api.example.com:82/"]);
             let is_served = answer.as_ref().is_ok_and(|answer| answer == "the application's own TLS to a shop");
             ensure!(is_served == yes, "{answer:?}");
@@ -146,7 +146,7 @@ fn tls_by_credential_and_revocation_lists() -> Result<()> {
     served("a credential with one", false)
 }
 
-/// A name of the outside is asked for again when its records have lived, and each of its addresses is an endpoint.
+/// An external name is looked up again after its TTL, and each of its addresses is an endpoint.
 fn every_address_of_a_name_is_an_endpoint() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let (one, two) = (mesh.pod("one")?, mesh.pod("two")?);
@@ -177,16 +177,16 @@ fn every_address_of_a_name_is_an_endpoint() -> Result<()> {
         let plan = json!({"url": "http://db.example.com/", "count": count});
         Ok(weft_tests::served_by(&front.requests(&plan)?).into_iter().collect())
     };
-    let served_by = |what: &str, wanted: &[&str]| {
-        wait_for(what, Duration::from_secs(15), || {
+    let served_by = |case: &str, expected: &[&str]| {
+        wait_for(case, Duration::from_secs(15), || {
             let served = served(8)?;
-            ensure!(served.iter().map(String::as_str).eq(wanted.iter().copied()), "{served:?}");
+            ensure!(served.iter().map(String::as_str).eq(expected.iter().copied()), "{served:?}");
             Ok(())
         })
     };
     served_by("both addresses in turn", &["one", "two"])?;
     known(&[&two.ip])?;
-    served_by("the one that is left", &["two"])?;
+    served_by("the remaining address", &["two"])?;
     // It has no address any more, and the name server is gone: the last answer stays.
     known(&[])?;
     drop(server);
@@ -194,7 +194,7 @@ fn every_address_of_a_name_is_an_endpoint() -> Result<()> {
     Ok(())
 }
 
-/// Under a wildcard the sidecar asks for the address itself, by the request's own host, and dials no place that is not outside.
+/// Under a wildcard the sidecar resolves the request's own host, and refuses addresses of the pod or the mesh.
 fn a_request_names_the_host_that_is_dialed() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
@@ -227,28 +227,28 @@ fn a_request_names_the_host_that_is_dialed() -> Result<()> {
     front.resolv_conf(&format!("nameserver {}\n", names.ip))?;
     let _own = front.serve(8080, "the caller's own")?;
     let _sidecar = mesh.sidecar_with_redirection(&front, "frontend", &["--workload", "frontend"])?;
-    let expect = |url: &str, more: &[&str], wanted: &str| {
+    let expect = |url: &str, more: &[&str], expected: &str| {
         wait_for(url, Duration::from_secs(15), || {
             let answer = front.curl(&[&["-i"], more, &[url]].concat())?;
-            ensure!(answer.contains(wanted), "{url}: {answer}");
+            ensure!(answer.contains(expected), "{url}: {answer}");
             Ok(answer)
         })
     };
     expect("http://a.example.com/", &[], "\"name\": \"one\"")?;
     expect("http://b.example.com/", &[], "\"name\": \"two\"")?;
-    // Wherever the client assumes it to be.
+    // The address that the client dials does not matter.
     let elsewhere = |host: &str, port: u16| ["--resolve".to_owned(), format!("{host}:{port}:{}", two.ip)];
-    let believing = |host: &str, scheme: &str, port: u16, wanted: &str| {
+    let believing = |host: &str, scheme: &str, port: u16, expected: &str| {
         let [resolve, to] = elsewhere(host, port);
-        expect(&format!("{scheme}://{host}:{port}/"), &[&resolve, &to, "--cacert", &ca], wanted)
+        expect(&format!("{scheme}://{host}:{port}/"), &[&resolve, &to, "--cacert", &ca], expected)
     };
     believing("a.example.com", "http", 80, "\"name\": \"one\"")?;
     // The caller's own TLS, by its server name.
     believing("a.example.com", "https", 443, "the application's own TLS")?;
-    // TLS of the sidecar's, to the name that was asked for, which is not everybody's.
+    // TLS by the sidecar: the certificate must have the requested name.
     expect("http://a.example.com:81/", &[], "the application's own TLS")?;
     expect("http://c.example.com:81/", &[], " 503 ")?;
-    // What a name of somebody else's must not lead to.
+    // Addresses to which an external name must not lead.
     for host in ["here.example.com", "metadata.example.com", "own.example.com", "nowhere.example.com"] {
         let answer = believing(host, "http", 80, " 503 ")?;
         ensure!(answer.contains("x-weft-reason: connect_failure"), "{answer}");

@@ -1,4 +1,4 @@
-//! Protocols: whatever an application speaks arrives intact, between sidecars by mTLS.
+//! Protocols: each arrives intact, and between sidecars by mTLS.
 
 use std::time::Duration;
 
@@ -42,8 +42,8 @@ fn server_first_half_close_and_websocket() -> Result<()> {
         let vip = mesh.vip(mode)?;
         let port = port.to_string();
         for (how, host) in [("by virtual IP", vip.as_str()), ("by its own address", pod.ip.as_str())] {
-            let said = front.run("python3", &[&client, host, &port, mode]);
-            ensure!(said.is_ok(), "{mode} {how}: {said:?}");
+            let output = front.run("python3", &[&client, host, &port, mode]);
+            ensure!(output.is_ok(), "{mode} {how}: {output:?}");
         }
         let metrics = front.curl(&["http://127.0.0.1:15020/metrics"])?;
         let service = format!("destination_service=\"{mode}.default.svc.cluster.local\"");
@@ -54,14 +54,14 @@ fn server_first_half_close_and_websocket() -> Result<()> {
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let vip = mesh.vip("order-service")?;
     for mode in ["slow-http", "drip"] {
-        let said = front.run("python3", &[&client, &vip, "80", mode]);
-        ensure!(said.is_ok(), "{mode}: {said:?}");
+        let output = front.run("python3", &[&client, &vip, "80", mode]);
+        ensure!(output.is_ok(), "{mode}: {output:?}");
     }
     // Unknown destinations pass through, in plaintext, whichever side speaks first.
     let outside = mesh.pod("outside")?;
     let _server = start(&outside, "python3", &[&script("tcp.py"), "9001", "greet"])?;
-    let said = front.run("python3", &[&client, &outside.ip, "9001", "greet"]);
-    ensure!(said.is_ok(), "greet outside the mesh: {said:?}");
+    let output = front.run("python3", &[&client, &outside.ip, "9001", "greet"]);
+    ensure!(output.is_ok(), "greet outside the mesh: {output:?}");
     drop(order);
     Ok(())
 }
@@ -80,8 +80,8 @@ fn grpc_unary_and_streams_both_ways() -> Result<()> {
         let _sidecar = mesh.sidecar_with_redirection(&pod, name, &args)?;
         mesh.wait_healthy(&pod.ip)?;
         let to = format!("{}:9090", mesh.vip(name)?);
-        let said = front.run(&python, &[&script("grpc_echo.py"), "client", &to]);
-        ensure!(said.is_ok(), "gRPC, protocol {name}: {said:?}");
+        let output = front.run(&python, &[&script("grpc_echo.py"), "client", &to]);
+        ensure!(output.is_ok(), "gRPC, protocol {name}: {output:?}");
     }
     Ok(())
 }
@@ -91,7 +91,7 @@ fn a_gigabyte_arrives_intact() -> Result<()> {
     let pod = mesh.pod("files")?;
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("gigabyte");
-    // Repeats every 64 KiB plus a little, so that a block that is lost or comes twice is seen.
+    // The period is a little more than 64 KiB, so that a lost or repeated block changes the data.
     let make = format!(
         "head -c 65573 /dev/urandom > {0}.block; for i in $(seq 16376); do cat {0}.block; done | head -c 1073741824 > {0}; rm {0}.block",
         file.display()

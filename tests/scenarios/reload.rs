@@ -33,7 +33,7 @@ fn reload(sidecar: &Process, nth: usize) -> Result<()> {
     })
 }
 
-/// The process that serves the admin page's port, as the kernel knows it.
+/// The process that listens on the admin port, by the kernel's list of sockets.
 fn serving(pod: &Pod) -> Result<String> {
     let found = pod.run("sh", &["-c", "ss -Hltnp sport = :15000 | grep -o 'pid=[0-9]*' | sort -u | tr '\\n' ' '"])?;
     Ok(found.replace("pid=", "").trim().to_owned())
@@ -51,7 +51,7 @@ fn a_reload_fails_no_request_while_a_response_is_open() -> Result<()> {
     ensure!(put(&pod, "service/register", &ttl)? == "200");
     ensure!(put(&pod, "check/pass/service:by-ttl", &Value::Null)? == "200");
 
-    // By name: each new connection is a look-up too.
+    // By name, so that each new connection includes a look-up.
     let url = |path: &str| format!("http://order-service{path}");
     let load = |keep_alive: bool| {
         front.requests_meanwhile(&json!({
@@ -60,21 +60,21 @@ fn a_reload_fails_no_request_while_a_response_is_open() -> Result<()> {
         }))
     };
     let long = front.requests_meanwhile(&json!({ "url": url("/drip/10"), "timeout": 30 }))?;
-    let (kept, always_new) = (load(true)?, load(false)?);
+    let (reused, always_new) = (load(true)?, load(false)?);
     std::thread::sleep(Duration::from_secs(1));
     reload(&order, 1)?;
-    // Neither gone nor taken for another one for a moment, and written by one process alone.
+    // The instance was neither removed nor taken over, and only one process writes its state.
     let status = mesh.status();
     ensure!(status.lines().any(|l| l.contains(" by-ttl on ") && l.contains(" healthy ")), "{status}");
     ensure!(put(&pod, "check/fail/service:by-ttl", &Value::Null)? == "200");
     reload(&client, 1)?;
     reload(&client, 2)?;
-    for (what, load) in [("kept", kept), ("always new", always_new)] {
+    for (connections, load) in [("reused", reused), ("always new", always_new)] {
         let results = load.results()?;
         let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
-        ensure!(failed.is_empty() && results.len() > 100, "{what}: {:?} {failed:?}", statuses(&results));
+        ensure!(failed.is_empty() && results.len() > 100, "{connections}: {:?} {failed:?}", statuses(&results));
         let slowest = results.iter().filter_map(|r| r["ms"].as_f64()).fold(0.0, f64::max);
-        ensure!(slowest < 1500.0, "{what}: one request took {slowest} ms");
+        ensure!(slowest < 1500.0, "{connections}: one request took {slowest} ms");
     }
     let results = long.results()?;
     ensure!(results[0]["status"] == 200 && results[0]["body"] == "xxxxxxxxxx", "{results:?}");
@@ -83,7 +83,7 @@ fn a_reload_fails_no_request_while_a_response_is_open() -> Result<()> {
     let log = mesh.control_plane.as_ref().context("it runs")?.output();
     ensure!(!log.contains("refused:") && !log.contains("is in use by"), "{log}");
 
-    // The process that the supervisor knows stands for its successors.
+    // The supervisor's process represents the successors.
     wait_for("the end of predecessors", SOON, || {
         let at = serving(&front)?;
         ensure!(!at.is_empty() && !at.contains(' ') && at != client.id().to_string(), "{at} and {}", client.id());
@@ -93,7 +93,7 @@ fn a_reload_fails_no_request_while_a_response_is_open() -> Result<()> {
     client.signal("TERM")?;
     ensure!(client.wait(Duration::from_secs(20))? == 0, "{}", client.output());
     ensure!(serving(&front)?.is_empty(), "{}", client.output());
-    // It is killed: nothing is left of its line.
+    // It is killed: its successors end too.
     order.signal("KILL")?;
     order.wait(SOON)?;
     wait_for("the end of the successor", SOON, || {
@@ -259,7 +259,7 @@ fn a_reload_moves_the_main_process_under_systemd() -> Result<()> {
     socket.set_read_timeout(Some(SOON))?;
     let receive = || -> Result<String> {
         let mut message = [0; 1024];
-        let n = socket.recv(&mut message).context("systemd was told nothing")?;
+        let n = socket.recv(&mut message).context("no notification")?;
         Ok(String::from_utf8_lossy(&message[..n]).into_owned())
     };
     let args = mesh.sidecar_args(&pod, "frontend", &["--workload", "frontend"])?;
@@ -294,7 +294,7 @@ fn a_reload_moves_the_main_process_under_systemd() -> Result<()> {
     let ready = receive()?;
     let main = ready.lines().find_map(|line| line.strip_prefix("MAINPID=")).context("no main process")?;
     ensure!(ready.contains("READY=1") && main != first.id().to_string(), "{ready}");
-    // Nothing is open: the predecessor ends, and systemd looks after the successor alone.
+    // No connection is open: the predecessor ends, and systemd supervises the successor alone.
     ensure!(first.wait(Duration::from_secs(15))? == 0, "{}", first.output());
     ensure!(call()?.contains("order1"), "{}", first.output());
     ensure!(serving(&pod)? == main, "{}", serving(&pod)?);

@@ -43,7 +43,7 @@ connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 
 connection.close()
 "#;
 
-/// Data that break off do not look whole, whichever side they come from: over mTLS, and without.
+/// A reset is passed on as a reset, from either side, over mTLS and without.
 fn a_reset_crosses_two_sidecars() -> Result<()> {
     let wire = Wire::start()?;
     let pod = wire.mesh.pod("bytes")?;
@@ -61,10 +61,10 @@ fn a_reset_crosses_two_sidecars() -> Result<()> {
             ensure!(server.output().contains("listening"), "{}", server.output());
             Ok(())
         })?;
-        let said = wire.ask_at(&host, port, &[r"\x00r"])?;
-        ensure!(said == "half of it<reset>\n", "{host}: {said}");
-        let said = wire.ask_at(&host, port, &[r"\x00e"])?;
-        ensure!(said == "half of it<end>\n", "{host}: {said}");
+        let answer = wire.ask_at(&host, port, &[r"\x00r"])?;
+        ensure!(answer == "half of it<reset>\n", "{host}: {answer}");
+        let answer = wire.ask_at(&host, port, &[r"\x00e"])?;
+        ensure!(answer == "half of it<end>\n", "{host}: {answer}");
         wire.front.run("python3", &["-c", RESETTING, &host, port])?;
         wait_for("the server's own end", Duration::from_secs(5), || {
             ensure!(server.output().contains("reset"), "{}", server.output());
@@ -106,8 +106,8 @@ fn mirrors_get_large_bodies_whole() -> Result<()> {
         Ok(())
     })?;
     for bytes in ["2500000", "20000000"] {
-        let said = upload(bytes)?;
-        ensure!(said.contains(bytes), "{said}");
+        let answer = upload(bytes)?;
+        ensure!(answer.contains(bytes), "{answer}");
         Wire::logged(
             &sidecar,
             &["\"path\":\"/length\"", &format!("\"bytes_received\":{bytes},"), "\"response_code\":200"],
@@ -145,7 +145,7 @@ connection.sendall(b"\0x")
 connection.shutdown(socket.SHUT_WR)
 print(connection.recv(100).decode())
 "#;
-    let said = wire.front.run("python3", &["-c", client, &outside.ip])?;
-    ensure!(said.trim() == "late", "{said}");
+    let answer = wire.front.run("python3", &["-c", client, &outside.ip])?;
+    ensure!(answer.trim() == "late", "{answer}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Unix sockets as endpoints of calls, and as where a sidecar delivers.
+//! Unix sockets as upstream endpoints, and as the application's socket behind a sidecar.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub(crate) fn all() -> Vec<Scenario> {
 /// A server at a Unix socket.
 fn serve(pod: &Pod, script: &str, python: &str, args: &[&str]) -> Result<Process> {
     let script = tests_dir().join("apps").join(script).to_string_lossy().into_owned();
-    // Each has a log of its own: what one says is not another's word.
+    // Each has a log of its own, so that the output of one is not mistaken for another's.
     let name = args.last().context("a server has arguments")?.rsplit(['/', '@']).next().unwrap_or_default();
     let server = pod.spawn(&format!("server-{name}"), python, &[&[&*script], args].concat())?;
     wait_for("the server", SOON, || {
@@ -68,7 +68,7 @@ fn unix_sockets_are_endpoints_of_a_service_entry() -> Result<()> {
     let first = serve(&front, "server.py", "python3", &[&one, "one"])?;
     let _second = serve(&front, "server.py", "python3", &[&two, "two"])?;
     let _abstract = serve(&front, "server.py", "python3", &[abstracted, "abstract"])?;
-    // It says when it listens after the socket is there.
+    // The server prints "listening" after the socket exists.
     let _grpc = serve(&front, "grpc_echo.py", &python, &["server", &grpc])?;
     let http = json!({"number": 80, "name": "http", "protocol": "HTTP"});
     let tcp = json!({"number": 7000, "name": "tcp", "protocol": "TCP"});
@@ -93,7 +93,7 @@ fn unix_sockets_are_endpoints_of_a_service_entry() -> Result<()> {
         served("both.example.com", "http://192.0.2.70/", by)?;
     }
     served("name.example.com", "http://192.0.2.73/", "abstract")?;
-    // Bytes: nothing of HTTP is looked at.
+    // TCP: not parsed as HTTP.
     served("other.example.com", "http://192.0.2.71:7000/", "two")?;
     let size = front.curl(&["-o", "/dev/null", "-w", "%{size_download}", "http://192.0.2.71:7000/bytes/3000000"])?;
     ensure!(size == "3000000", "{size}");
@@ -111,9 +111,9 @@ fn unix_sockets_are_endpoints_of_a_service_entry() -> Result<()> {
         line.starts_with("istio_requests_total") && line.contains("\"both.example.com\"") && line.contains("\"200\"")
     };
     ensure!(metrics.lines().any(|line| counts(&line)), "{metrics}");
-    let told = mesh.weftctl(&["route", "--from", "frontend", "http://both.example.com/"])?;
-    ensure!(told.contains(&one) && told.contains(&two), "{told}");
-    // One that is gone costs no request, and is left out from then on.
+    let explanation = mesh.weftctl(&["route", "--from", "frontend", "http://both.example.com/"])?;
+    ensure!(explanation.contains(&one) && explanation.contains(&two), "{explanation}");
+    // A missing socket fails no request, and is ejected.
     drop(first);
     let plan = json!({
         "url": "http://192.0.2.70/", "count": 30, "concurrency": 1, "headers": {"Host": "both.example.com"}
@@ -153,7 +153,7 @@ fn tls_is_originated_to_a_unix_socket() -> Result<()> {
         ensure!(answer.contains("\"name\": \"known\""), "{answer}");
         Ok(())
     })?;
-    // A socket proves its name too.
+    // A server at a socket must prove its name too.
     let answer = front.curl(&["-i", "-H", "Host: wrong.example.com", "http://192.0.2.71/"])?;
     ensure!(answer.contains(" 503 ") && !answer.contains("\"name\": \"other\""), "{answer}");
     Ok(())
@@ -197,7 +197,7 @@ fn a_sidecar_delivers_to_the_unix_socket_of_its_default_endpoint() -> Result<()>
         ensure!(log.contains(&format!("\"upstream_host\":\"{http}\"")), "{log}");
         Ok(())
     })?;
-    // Bytes: a request that nothing was added to.
+    // TCP: a request without added headers.
     mesh.policy("order.yaml", &ingress(&http, "TCP"))?;
     let outside = mesh.pod("outside")?;
     wait_for("bytes", SOON, || {
@@ -209,7 +209,7 @@ fn a_sidecar_delivers_to_the_unix_socket_of_its_default_endpoint() -> Result<()>
     mesh.policy("order.yaml", &ingress(&grpc, "GRPC"))?;
     let script = tests_dir().join("apps/grpc_echo.py").to_string_lossy().into_owned();
     wait_for("gRPC", SOON, || front.run(&python, &[&script, "client", &format!("{vip}:80")]).map(drop))?;
-    // Without a server there is a 503 that says where it was to go.
+    // Without a server the 503 names the socket.
     mesh.policy("order.yaml", &ingress(&http, "HTTP"))?;
     drop(server);
     std::fs::remove_file(&http)?;
