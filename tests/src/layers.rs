@@ -1,4 +1,4 @@
-//! Which part of a crate may import which: each list names the parts of a crate from the lowest to the highest, and a part may
+//! Allowed imports between the parts of a crate: each list names the parts of a crate from the lowest to the highest, and a part may
 //! import only those before it.
 
 use std::collections::BTreeSet;
@@ -104,7 +104,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The first segments of the paths that begin with `crate::` in code that is not of tests.
+/// The first segments of paths that begin with `crate::`, outside tests.
 fn imports(text: &str) -> BTreeSet<String> {
     let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let code: String =

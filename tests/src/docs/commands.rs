@@ -17,7 +17,7 @@ const HEADER: &str = "\
 
 <!-- Written by `make commands`. Do not edit. -->
 
-For everyone who runs one of the programs: all commands and options, as `--help` prints them (`-h` and `-V` left out). An option with a variable can be given by that
+For operators: all commands and options, as `--help` prints them (`-h` and `-V` left out). An option with a variable can be given by that
 variable of the environment instead. `WEFT_LOG` sets the level of the log, see [metrics.md](metrics.md#log).
 ";
 
@@ -66,7 +66,7 @@ fn printed(command: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// What `--help` prints.
+/// The output of `--help`.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Help {
     about: String,
@@ -117,7 +117,7 @@ fn add(entries: &mut Vec<(String, String)>, indent: usize, words: &str) {
     }
 }
 
-/// Text as Markdown: angle brackets are no HTML, and a variable has no value.
+/// Text as Markdown: angle brackets are escaped, and values of variables are removed.
 fn code(text: &str) -> String {
     text.replace('<', "&lt;").replace("=]", "]")
 }

@@ -1,4 +1,4 @@
-//! One member of the mesh that sends the largest of everything: what the control plane refuses of it.
+//! One member of the mesh that sends the largest of everything, and the refusals of the control plane.
 
 use std::path::PathBuf;
 
@@ -31,14 +31,14 @@ pub(crate) struct Options {
 pub(crate) async fn run(options: Options) -> Result<Value> {
     let control = join(options.control_plane, options.token_file).await?;
     let mut refused = serde_json::Map::new();
-    let mut note = |what: &str, why: String| refused.insert(what.to_owned(), why.into());
+    let mut note = |request: &str, why: String| refused.insert(request.to_owned(), why.into());
     note("labels of a sidecar", labels(&control).await?);
     let (one, all) = registrations(&control).await?;
     note("metadata of an instance", one);
     note("registrations of an identity", all);
     note("output of a check", output(&control).await?);
     let long = "x".repeat(100_000);
-    note("a name that is asked for", discovery(&control, vec![subscribe(vec![long.clone()])]).await?);
+    note("a subscribed name", discovery(&control, vec![subscribe(vec![long.clone()])]).await?);
     let metadata = Struct { fields: [("LABELS".to_owned(), of_labels(&long))].into() };
     let node = Node { id: "n".into(), metadata: Some(metadata), ..Default::default() };
     let introduced = DeltaDiscoveryRequest { node: Some(node), ..subscribe(Vec::new()) };
@@ -49,7 +49,7 @@ pub(crate) async fn run(options: Options) -> Result<Value> {
             .collect(),
         ..subscribe(Vec::new())
     });
-    // Taken and forgotten: the client asks for none of them.
+    // Accepted and dropped: the client subscribes to none of them.
     ensure!(
         discovery(&control, versions.chain([subscribe(vec![String::new(); 20_001])]).collect())
             .await?
@@ -96,10 +96,10 @@ fn with_meta(n: usize, bytes: usize) -> Instance {
     Instance { meta, ..instance("s0".into(), format!("i{n}"), u32::try_from(n % 60_000).unwrap_or_default() + 1) }
 }
 
-/// Why an instance that is too large is refused, and after which one of the largest possible all others are.
+/// The reasons for refusing an instance that is too large, and one more of the largest instances than an identity may have.
 async fn registrations(control: &Control) -> Result<(String, String)> {
     let mut one = Err(anyhow::anyhow!("nothing was refused"));
-    let mut held = Vec::new();
+    let mut registrars = Vec::new();
     for sidecar in 0..4 {
         let mut registrar = Registrar::open(control, &format!("largest-{sidecar:08x}")).await?;
         if sidecar == 0 {
@@ -110,7 +110,7 @@ async fn registrations(control: &Control) -> Result<(String, String)> {
                 return Ok((one.err().map(|e| e.to_string()).unwrap_or_default(), e.to_string()));
             }
         }
-        held.push(registrar);
+        registrars.push(registrar);
     }
     Ok((String::new(), String::new()))
 }
@@ -126,7 +126,7 @@ fn subscribe(names: Vec<String>) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest { type_url: SERVICE_TYPE.into(), resource_names_subscribe: names, ..Default::default() }
 }
 
-/// Why a stream ends on which these are sent.
+/// The error of a stream after these messages.
 async fn discovery(control: &Control, messages: Vec<DeltaDiscoveryRequest>) -> Result<String> {
     let mut client = AggregatedDiscoveryServiceClient::new(control.connect().await?);
     let (requests, outgoing) = mpsc::channel(1);
@@ -174,9 +174,9 @@ async fn writes(control: &Control, count: usize, of: impl Fn(usize) -> (String, 
     Ok(String::new())
 }
 
-/// Streams that ask for 20,000 names of 500 bytes each, until one is refused.
+/// Streams that subscribe to 20,000 names of 500 bytes each, until one is refused.
 async fn names(control: &Control) -> Result<String> {
-    let mut held = Vec::new();
+    let mut streams = Vec::new();
     for stream in 0..20 {
         let channel = control.connect().await?;
         let mut client = AggregatedDiscoveryServiceClient::new(channel);
@@ -199,7 +199,7 @@ async fn names(control: &Control) -> Result<String> {
                 None => return Ok(String::new()),
             }
         }
-        held.push((sending, responses));
+        streams.push((sending, responses));
     }
     Ok(String::new())
 }
