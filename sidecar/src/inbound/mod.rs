@@ -33,7 +33,7 @@ use crate::net::connect::MARK_DELIVERY;
 use crate::net::stream::{MaybeSocket, ReadAhead, Rewind};
 use crate::proxy::Proxy;
 use crate::proxy::labels;
-use crate::telemetry::metrics::Pair;
+use crate::telemetry::labels::Pair;
 use crate::tls::identity::alpn;
 use http::Version;
 

@@ -19,7 +19,8 @@ use crate::host::redirect::guard::Redirection;
 use crate::proxy::activity::Activity;
 use crate::proxy::ports::Ports;
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::metrics::{Metrics, Workload};
+use crate::telemetry::labels::Workload;
+use crate::telemetry::metrics::Metrics;
 use crate::tls::identity::Identity;
 
 /// Settings of the operator.

@@ -2,4 +2,5 @@
 
 pub mod access_log;
 mod guards;
+pub mod labels;
 pub mod metrics;

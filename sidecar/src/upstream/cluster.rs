@@ -18,7 +18,7 @@ use weft_core::policy::{Cluster, ConnectionPool, OutlierDetection, TargetPort};
 use weft_core::pool::EndpointId;
 use weft_core::reply::Reason;
 
-use crate::telemetry::metrics::Pair;
+use crate::telemetry::labels::Pair;
 use crate::tls::identity::Identity;
 use crate::upstream::dial::Dialer;
 use crate::upstream::dynamic_hosts::DynamicHosts;
