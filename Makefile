@@ -16,7 +16,7 @@ test: install
 install:
 	tests/install.sh
 
-# A release: stripped programs, debug symbols and completions in target/release-files.
+# A release: stripped programs, debug symbols, completions and man pages in target/release-files.
 build:
 	deploy/build.sh
 

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Builds a release into target/release-files: stripped programs in bin/, their debug symbols in debug/, shell completions in completions/.
-# Arguments go to cargo.
+# Builds a release into target/release-files: stripped programs in bin/, their debug symbols in debug/, shell completions in completions/,
+# man pages in man/. Arguments go to cargo.
 #
 # The same commit, toolchain and C compiler give the same bytes in any folder; deploy/reproducible.sh checks it.
 # Outside a git checkout, COMMIT and SOURCE_DATE_EPOCH name the commit and its time for `--version`.
@@ -43,7 +43,7 @@ export CARGO_ENCODED_RUSTFLAGS CFLAGS
 cargo build --locked --profile dist "${programs[@]/#/--package=}" "$@"
 
 rm -rf "$out"
-mkdir -p "$out"/{bin,debug,completions}
+mkdir -p "$out"/{bin,debug,completions,man}
 for program in "${programs[@]}"; do
 	objcopy --only-keep-debug --compress-debug-sections=zlib "$target/dist/$program" "$out/debug/$program.debug"
 	chmod 644 "$out/debug/$program.debug"
@@ -55,5 +55,8 @@ done
 for shell in bash zsh fish; do
 	"$out/bin/weftctl" completion "$shell" >"$out/completions/weftctl.$shell"
 done
+"$out/bin/weftctl" man "$out/man"
+"$out/bin/weft-sidecar" man "$out/man"
+"$out/bin/weft-control-plane" --man "$out/man"
 echo "$out:"
 (cd "$out" && sha256sum -- */* | tee SHA256SUMS)

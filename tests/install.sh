@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what is missing of the packages that demo and tests use. Without root it can only say what is missing.
+# Installs missing packages of the demo and the tests. Without root it only lists them.
 set -eu
 . "$(dirname "$0")/packages.sh"
 need nft nftables

@@ -1,5 +1,5 @@
-# Sourced: `need COMMAND PACKAGE` notes what is missing, `install_missing` installs it by package name. Without root it can
-# only say what is missing.
+# Sourced: `need COMMAND PACKAGE` notes a missing command, `install_missing` installs its package. Without root it only lists
+# the packages.
 missing=""
 need() {
 	command -v "$1" >/dev/null 2>&1 || PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1 || missing="$missing $2"

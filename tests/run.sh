@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs every group of tests, prints what each took and held, and ends with `N passed, N failed`.
+# Runs every group of tests, prints the time and the result of each, and ends with `N passed, N failed`.
 # Budgets are minutes of wall clock; a group far over its budget fails.
 set -u
 cd "$(dirname "$0")/.."

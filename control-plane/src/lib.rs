@@ -9,6 +9,7 @@ mod clock;
 pub mod discovery;
 pub mod federation;
 pub mod identity;
+pub mod kubernetes;
 pub mod registry;
 pub mod server;
 mod sockets;

@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tracing_appender::non_blocking::NonBlockingBuilder;
-use weft_agent::clients;
 use weft_control_plane::api::dns::{self, listen::Listen};
 use weft_control_plane::api::listener;
 use weft_control_plane::federation::{self, peering::PeerAddress};
@@ -16,6 +15,7 @@ use weft_control_plane::server::{self, Config};
 use weft_control_plane::sources::folder::DEFAULT_GRACE_S;
 use weft_control_plane::store::etcd::Access;
 use weft_control_plane::store::snapshot::automatic;
+use weft_listen::clients;
 use weft_proto::v1::PeerGateway;
 use weft_world::DEFAULT_DATACENTER;
 
@@ -29,6 +29,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser)]
 #[command(version = option_env!("WEFT_VERSION").unwrap_or(env!("CARGO_PKG_VERSION")))]
 struct Args {
+    /// Write the man page into this folder and exit, for deploy/build.sh.
+    #[arg(long, value_name = "FOLDER", hide = true, exclusive = true)]
+    man: Option<PathBuf>,
     /// Folder of the store (created if missing, readable by its owner only).
     #[arg(long, default_value = "/var/lib/weft")]
     data_dir: PathBuf,
@@ -57,6 +60,13 @@ struct Args {
     /// if another document needs them.
     #[arg(long, default_value_t = DEFAULT_GRACE_S, value_parser = clap::value_parser!(u64).range(0..=86400))]
     policy_grace: u64,
+    /// Follow the Kubernetes cluster that this process runs in, or the one of --kubeconfig: its Services are services of
+    /// the mesh, and its objects of Istio's kinds are policies.
+    #[arg(long)]
+    kubernetes: bool,
+    /// Kubeconfig file of the cluster.
+    #[arg(long, requires = "kubernetes")]
+    kubeconfig: Option<PathBuf>,
     /// Address that sidecars connect to (TLS).
     #[arg(long, default_value = "0.0.0.0:15012")]
     listen: SocketAddr,
@@ -70,6 +80,10 @@ struct Args {
     /// control plane may be down without new join tokens; 0: never.
     #[arg(long, default_value_t = 7 * 24 * 3600, value_parser = clap::value_parser!(u64).range(0..=365 * 24 * 3600))]
     renewal_grace: u64,
+    /// Discovery streams of sidecars, one each, above which sidecars are sent to the other control planes of their list;
+    /// 0: none are. A sidecar that all others have refused is served.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    max_streams: usize,
     /// Seconds without a sign of life after which a sidecar's instances are removed.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
     lease: u64,
@@ -217,6 +231,10 @@ impl Dns {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    if let Some(folder) = args.man {
+        return clap_mangen::generate_to(Args::command(), &folder)
+            .with_context(|| format!("cannot write the man page into {}", folder.display()));
+    }
     // On a thread of its own, which drops lines that it cannot write in time: a slow disk or an unread pipe must not
     // delay any sidecar. The guard writes the remaining lines at the end. Its queue is allocated at the start, 40 bytes
     // for each line: the default would be 5 MB.
@@ -246,11 +264,13 @@ fn main() -> Result<()> {
         etcd: Access { ca: args.etcd_ca, certificate: args.etcd_cert.zip(args.etcd_key), user },
         data_dir: args.data_dir,
         policies: args.policies,
+        kubernetes: args.kubernetes.then_some(args.kubeconfig),
         policy_grace: Duration::from_secs(args.policy_grace),
         listen: args.listen,
         trust_domain: args.trust_domain,
         certificate_ttl: Duration::from_secs(args.certificate_ttl),
         renewal_grace: Duration::from_secs(args.renewal_grace),
+        max_streams: args.max_streams,
         lease: Duration::from_secs(args.lease),
         dns_listen: if args.dns.dns_listen.is_empty() { vec![Listen::Usual] } else { args.dns.dns_listen.clone() },
         dns: args.dns.settings(),

@@ -27,6 +27,7 @@ use crate::api::eureka::Eureka;
 use crate::api::listener::{self, HttpApi};
 use crate::discovery::{Discovery, DiscoveryService};
 use crate::federation::{self, Federation};
+use crate::identity::bounds::Pace;
 use crate::identity::ca::{Ca, CaRecord};
 use crate::identity::grants::Grants;
 use crate::identity::peer;
@@ -34,6 +35,7 @@ use crate::identity::rates::Rates;
 use crate::identity::refusals::Refusals;
 use crate::identity::service::{self as signing, IdentityService};
 use crate::identity::token::Tokens;
+use crate::kubernetes;
 use crate::registry::external::Externals;
 use crate::registry::sidecar::RegistryService;
 use crate::sockets;
@@ -60,6 +62,8 @@ pub struct Config {
     pub policies: Option<PathBuf>,
     /// How long the documents of an emptied or removed policy file are kept.
     pub policy_grace: Duration,
+    /// Whether a Kubernetes cluster is followed, and its kubeconfig; without that it is the cluster around this process.
+    pub kubernetes: Option<Option<PathBuf>>,
     /// The listener for sidecars.
     pub listen: SocketAddr,
     /// Trust domain of a mesh that is created now; an existing one keeps its own.
@@ -68,6 +72,8 @@ pub struct Config {
     pub certificate_ttl: Duration,
     /// Time after its expiry during which a certificate can be renewed with its own key.
     pub renewal_grace: Duration,
+    /// Discovery streams above which sidecars are sent to other control planes of their list; 0: none are.
+    pub max_streams: usize,
     /// Time without a sign of life after which a sidecar's instances are removed.
     pub lease: Duration,
     /// Listeners of Consul's DNS names.
@@ -107,7 +113,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let mesh = Mesh::open(store.clone(), ca.trust_domain(), config.lease).await?;
     telemetry.out_of_bounds = mesh.out_of_bounds.clone();
     let federation = Federation::start(&config.federation, &mesh, &ca).await?;
-    let discovery = Discovery::new(mesh.clone());
+    let discovery = Discovery::new(mesh.clone(), config.max_streams);
 
     let sidecars = sockets::listen(config.listen);
     let sidecars = sidecars.with_context(|| format!("cannot listen on {}", config.listen))?;
@@ -128,6 +134,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
             }
         });
     }
+    if let Some(kubeconfig) = &config.kubernetes {
+        kubernetes::follow(mesh.clone(), kubeconfig.as_deref(), ca.trust_domain()).await?;
+    }
     tokio::spawn(mesh.clone().reap());
     let address_of_dns = config.dns_listen.iter().find_map(|place| place.reachable());
     let datacenter = config.federation.datacenter.clone();
@@ -137,6 +146,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     dns::listen::serve(&dns, &config.dns_listen).await?;
 
     let (refusals, grants) = (Arc::new(Refusals::default()), Arc::new(Grants::new(store.clone())));
+    telemetry.certificates_refused = refusals.count.clone();
     let admin = AdminService {
         mesh: mesh.clone(),
         discovery: discovery.clone(),
@@ -164,7 +174,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     tokio::spawn(externals.clone().keep());
     let api = HttpApi { externals, consul: consul.clone(), eureka: eureka.clone(), tokens: tokens.clone(), telemetry };
     listener::serve(api, &config.http, &ca).await?;
-    let catalog = CatalogService { eureka, consul, tokens: tokens.clone() };
+    let queries = Arc::<Pace>::default();
+    let catalog = CatalogService { eureka, consul, tokens: tokens.clone(), pace: queries.clone() };
     let identity = IdentityService {
         ca: ca.clone(),
         tokens,
@@ -181,7 +192,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         .add_service(AggregatedDiscoveryServiceServer::new(DiscoveryService(discovery.clone())))
         .add_service(RegistryServer::new(RegistryService { mesh, discovery, grants, pace: Arc::default() }))
         .add_service(CatalogServer::new(catalog))
-        .add_service(DnsServer::new(DnsService(dns)))
+        .add_service(DnsServer::new(DnsService { dns, pace: queries }))
         .add_service(IdentityServer::new(identity))
         .serve_with_incoming(ReceiverStream::new(incoming));
     tracing::info!(%address, trust_domain = ca.trust_domain(), socket = %socket.display(), "control plane is ready");

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::StatusCode;
-use weft_agent::answer::{self, Answered};
+use weft_listen::counts;
+use weft_registry_api::reply::{self, Reply};
 
 use crate::store::health::{Health, Problem};
 use crate::store::snapshot::automatic;
@@ -23,8 +24,10 @@ pub const METRICS: &str = "/metrics";
 pub struct Telemetry {
     /// Whether the store accepts writes.
     pub store: Arc<Health>,
-    /// Number of sidecars' requests that were out of bounds.
+    /// Number of requests that were out of bounds.
     pub out_of_bounds: Arc<AtomicU64>,
+    /// Number of refused certificates.
+    pub certificates_refused: Arc<AtomicU64>,
     /// Automatic snapshots.
     pub snapshots: Arc<automatic::Counts>,
 }
@@ -36,17 +39,17 @@ pub fn describe(problem: &Problem) -> String {
 
 impl Telemetry {
     /// The response for a path, `None` for other paths.
-    pub fn answer(&self, path: &str) -> Option<Answered> {
+    pub fn answer(&self, path: &str) -> Option<Reply> {
         match path {
             READY => Some(self.ready()),
-            METRICS => Some(answer::text(self.metrics())),
+            METRICS => Some(reply::text(self.metrics())),
             _ => None,
         }
     }
 
-    fn ready(&self) -> Answered {
-        let Some(problem) = self.store.problem() else { return answer::text("ready\n") };
-        let mut answer = answer::text(format!("not ready: {}\n", describe(&problem)));
+    fn ready(&self) -> Reply {
+        let Some(problem) = self.store.problem() else { return reply::text("ready\n") };
+        let mut answer = reply::text(format!("not ready: {}\n", describe(&problem)));
         *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         answer
     }
@@ -72,8 +75,26 @@ impl Telemetry {
             (
                 "weft_out_of_bounds_total",
                 "counter",
-                "Requests of sidecars that were refused because they were larger than allowed, or above a budget.",
+                "Requests that were refused because they were larger than allowed, or above a budget.",
                 self.out_of_bounds.load(Ordering::Relaxed),
+            ),
+            (
+                "weft_certificates_refused_total",
+                "counter",
+                "Requests for certificates that were refused to an identity: too many of them, an expired token or certificate.",
+                self.certificates_refused.load(Ordering::Relaxed),
+            ),
+            (
+                "weft_too_many_requests_total",
+                "counter",
+                "Requests of the HTTP APIs that were answered with 429.",
+                counts::TOO_MANY_REQUESTS.value(),
+            ),
+            (
+                "weft_idle_connections_closed_total",
+                "counter",
+                "Idle connections closed for newer ones.",
+                counts::IDLE_CLOSED.value(),
             ),
             (
                 "weft_snapshot_failures_total",
@@ -110,5 +131,14 @@ mod tests {
         telemetry.store.report_recovery();
         assert_eq!(ask(READY).unwrap().0, 200);
         assert_eq!(ask("/v1/kv/metrics"), None);
+        telemetry.certificates_refused.fetch_add(1, Ordering::Relaxed);
+        let metrics = ask(METRICS).unwrap().1;
+        for line in [
+            "weft_certificates_refused_total 1\n",
+            "\nweft_too_many_requests_total ",
+            "\nweft_idle_connections_closed_total ",
+        ] {
+            assert!(metrics.contains(line), "{line}: {metrics}");
+        }
     }
 }

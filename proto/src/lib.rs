@@ -36,3 +36,5 @@ pub const SERVICE_TYPE: &str = "type.googleapis.com/weft.v1.Service";
 pub const ENDPOINTS_TYPE: &str = "type.googleapis.com/weft.v1.Endpoints";
 /// Type URL of [`v1::Inbound`].
 pub const INBOUND_TYPE: &str = "type.googleapis.com/weft.v1.Inbound";
+/// Metadata of a discovery stream: the number of other control planes that its sidecar may try when this one refuses.
+pub const OTHER_CONTROL_PLANES: &str = "weft-other-control-planes";

@@ -35,5 +35,3 @@ pub mod resolve;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;
-
-pub use weft_agent::files;

@@ -1,15 +1,17 @@
 //! `weft-sidecar`: the command line; see `weft_sidecar::run`.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use weft_sidecar::commands::run::Request;
 use weft_sidecar::commands::{exec, run};
-use weft_sidecar::host::{hot_restart, notify, redirect};
+use weft_sidecar::host::hot_restart::{self, End};
+use weft_sidecar::host::{notify, redirect};
 use weft_sidecar::net::sockets;
 
 /// Lines of the log that wait for being written; more are dropped.
@@ -43,6 +45,9 @@ enum Command {
     /// Represent successors to a supervisor that started their predecessor.
     #[command(hide = true)]
     Follow,
+    /// Write the man pages into a folder, for deploy/build.sh.
+    #[command(hide = true)]
+    Man { folder: PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -62,11 +67,16 @@ fn run(args: Args) -> Result<ExitCode> {
     if let Command::Inside(options) = &args.command {
         return exec::rootless::inside(options).map(|()| ExitCode::SUCCESS);
     }
+    if let Command::Man { folder } = &args.command {
+        clap_mangen::generate_to(Args::command(), folder)
+            .with_context(|| format!("cannot write man pages into {}", folder.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     // On a thread of its own, which drops lines that it cannot write in time: a slow disk or a full pipe must hold up neither
     // traffic nor DNS. The guard writes the rest at the end. Its queue is allocated at the start, 40 bytes a line: the default
     // would be 5 MB.
     let queue = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES);
-    let (log, _guard) = queue.finish(std::io::stderr());
+    let (log, guard) = queue.finish(std::io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG")
@@ -79,21 +89,25 @@ fn run(args: Args) -> Result<ExitCode> {
     sockets::take_over();
     hot_restart::take_over()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = match args.command {
+    let end = match args.command {
         Command::Run(config) => runtime.block_on(serve(*config)),
         Command::Gateway(config) => runtime.block_on(serve((*config).into())),
-        Command::Exec(options) => runtime.block_on(exec::run(*options)).map(ExitCode::from),
-        Command::Follow => runtime.block_on(hot_restart::follow()),
-        Command::Redirect(action) => redirect::run(&action).map(|()| ExitCode::SUCCESS),
+        Command::Exec(options) => runtime.block_on(exec::run(*options)).map(|code| End::Exit(code.into())),
+        Command::Follow => runtime.block_on(hot_restart::follow()).map(End::Exit),
+        Command::Redirect(action) => redirect::run(&action).map(|()| End::Exit(ExitCode::SUCCESS)),
         // Done above.
-        Command::Inside(_) => Ok(ExitCode::SUCCESS),
+        Command::Inside(_) | Command::Man { .. } => Ok(End::Exit(ExitCode::SUCCESS)),
     };
     // A name look-up that hangs must not hold up the end.
     runtime.shutdown_background();
-    result
+    drop(guard);
+    match end? {
+        End::Exit(code) => Ok(code),
+        End::Follow(successor) => successor.become_follower(),
+    }
 }
 
-async fn serve(config: run::Config) -> Result<ExitCode> {
+async fn serve(config: run::Config) -> Result<End> {
     let sidecar = run::start(config, run::Application::MayRun)?;
     let mut signals = Signals::new()?;
     let mut up = std::pin::pin!(async {
@@ -117,7 +131,7 @@ async fn serve(config: run::Config) -> Result<ExitCode> {
         if request == Request::Stop {
             notify::stopping();
             sidecar.stop().await;
-            return Ok(ExitCode::SUCCESS);
+            return Ok(End::Exit(ExitCode::SUCCESS));
         }
         if hot_restart::has_predecessor() {
             tracing::warn!("no reload: this process has not taken over from its own predecessor yet");

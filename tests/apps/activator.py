@@ -27,16 +27,16 @@ for name in names:
     if kind == "tcp":
         one.listen(4096)
     sockets.append(one)
-# Out of the way of 3 and up, where the program expects them.
-kept = [os.dup2(one.fileno(), 100 + n, inheritable=False) for n, one in enumerate(sockets)]
+# Above the descriptors from 3 on, which the program expects.
+listeners = [os.dup2(one.fileno(), 100 + n, inheritable=False) for n, one in enumerate(sockets)]
 
 
 def start():
     pid = os.fork()
     if pid == 0:
-        for n, fd in enumerate(kept):
+        for n, fd in enumerate(listeners):
             os.dup2(fd, 3 + n, inheritable=True)
-        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(kept)), LISTEN_FDNAMES=":".join(f"s{n}" for n in range(len(kept))))
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(listeners)), LISTEN_FDNAMES=":".join(f"s{n}" for n in range(len(listeners))))
         os.execvp(program[0], program)
     print("started", pid, flush=True)
     return pid

@@ -1,11 +1,11 @@
-"""A stock HTTP/1.1 client that makes many requests and prints what came back, one JSON array.
+"""A stock HTTP/1.1 client that makes many requests and prints the results, one JSON array.
 
 usage: client.py '{"url": ..., "count": N, "concurrency": N, "headers": {...}, "method": ..., "body": ...,
                    "vary": "header name", "values": [...], "seconds": S, "keep_alive": true, "fallback": ...}'
 
 `vary`: the header gets the next of `values` in each request. `seconds`: as many requests as fit, instead of `count`.
-`fallback`: a URL to go on at, for ever, when the first accepts no connection or has closed one after an answer, as behind a
-balancer of connections.
+`fallback`: a URL that replaces the first for good once that accepts no connection or has closed one after a response, as behind a
+TCP load balancer.
 Each result: {"status": N or 0, "error": text, "headers": {...}, "body": text, "value": ..., "ms": float}
 """
 import http.client
@@ -66,7 +66,7 @@ def run():
             if response.will_close or not plan.get("keep_alive", True):
                 connection.close()
                 connection = None
-        except Exception as error:  # what went wrong is the result
+        except Exception as error:  # the error is the result
             result["error"] = f"{type(error).__name__}: {error}"
             if connection:
                 connection.close()

@@ -1,5 +1,5 @@
-"""An HTTP/1.1 proxy for tunnels, by CONNECT and by POST. usage: connect_proxy.py PORT REFUSED: asked for port REFUSED it answers 403.
-Prints each method and target."""
+"""An HTTP/1.1 proxy for tunnels, by CONNECT and by POST. usage: connect_proxy.py PORT REFUSED; the answer to a request
+for port REFUSED is 403. Prints each method and target."""
 import socket
 import socketserver
 import sys

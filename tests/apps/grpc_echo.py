@@ -8,8 +8,8 @@ import grpc
 
 def unary(request, context):
     if request == b"fail":
-        context.set_trailing_metadata((("why", "asked"),))
-        context.abort(grpc.StatusCode.FAILED_PRECONDITION, "as asked")
+        context.set_trailing_metadata((("why", "requested"),))
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, "as requested")
     context.set_trailing_metadata((("x-trailer", "there"),))
     return b"unary:" + request
 
@@ -47,11 +47,11 @@ try:
     raise SystemExit("the failing call succeeded")
 except grpc.RpcError as error:
     assert error.code() == grpc.StatusCode.FAILED_PRECONDITION, error
-    assert error.details() == "as asked", error
-    assert ("why", "asked") in error.trailing_metadata(), error
+    assert error.details() == "as requested", error
+    assert ("why", "requested") in error.trailing_metadata(), error
 assert [int(n) for n in channel.unary_stream("/weft.Echo/Many")(b"", timeout=15)] == list(range(1000))
 
-# Both directions at once: each message is sent only when the answer to the one before has come.
+# Both directions at once: each message is sent after the answer to the previous one.
 turn = threading.Semaphore(1)
 
 

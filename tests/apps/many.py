@@ -1,6 +1,6 @@
-"""A client of many connections, with one request each. Prints "ready" when that is done.
+"""A client of many connections, with one request each. Prints "ready" after that.
 
-usage: many.py hold HOST PORT COUNT     keeps them open and idle until it is ended
+usage: many.py hold HOST PORT COUNT     keeps them open and idle until the end of the process
        many.py churn HOST PORT COUNT    closes each before the next, eight at a time
 """
 import os
@@ -11,7 +11,7 @@ import struct
 import sys
 import threading
 
-what, host, port, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+mode, host, port, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 REQUEST = b"GET / HTTP/1.1\r\nHost: order-service\r\n\r\n"
@@ -33,15 +33,15 @@ def ask():
     return connection
 
 
-if what == "hold":
-    held = [ask() for _ in range(count)]
+if mode == "hold":
+    connections = [ask() for _ in range(count)]
     print("ready", flush=True)
     signal.pause()
 else:
     def churn():
         for _ in range(count // 8):
             connection = ask()
-            # Reset, not closed: otherwise the pod's ports would all wait for late packets.
+            # Reset, not closed: otherwise all ports of the pod would be in TIME_WAIT.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.close()
 

@@ -1,8 +1,8 @@
-"""Says hello as sidecars do, without a certificate: whether somebody's certificate comes back.
+"""Sends a ClientHello as sidecars do, without a client certificate, and checks for a server certificate.
 
 usage: mesh_hello.py ADDRESS PORT SERVER_NAME
 
-Exit status 0: the server has presented a certificate. A server that wants a client certificate refuses the connection after that.
+Exit status 0: the server has presented a certificate. A server that requires a client certificate refuses the connection later.
 """
 import socket
 import ssl

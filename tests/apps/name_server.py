@@ -1,5 +1,5 @@
 """A name server over UDP. usage: name_server.py FILE; the file is JSON, {"name": ["10.0.0.1", ...]}, and read for each query.
-Records live for a second. Names that are not in the file do not exist."""
+The TTL is a second. The answer for other names is NXDOMAIN."""
 import json
 import socket
 import struct

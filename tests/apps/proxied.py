@@ -1,5 +1,5 @@
-"""A server that is told by the PROXY protocol (version 1 or 2) whose connection it is. It answers HTTP requests, and lines that are
-none, with what it was told and the number of the connection; what has no header it closes.
+"""A server with the PROXY protocol (version 1 or 2). It answers HTTP requests, and other lines, with the content of the header and the
+number of the connection; it closes connections without a header.
 usage: proxied.py PORT [CERTIFICATE KEY]: with these TLS begins after the header.
 """
 import itertools
@@ -18,7 +18,7 @@ numbers = itertools.count(1)
 
 
 def exactly(connection, length):
-    # Not a byte more: TLS begins after it.
+    # Without read-ahead: TLS begins after it.
     data = b""
     while len(data) < length:
         more = connection.recv(length - len(data))
@@ -49,9 +49,9 @@ def header(connection):
 class Handler(socketserver.BaseRequestHandler):
     def handle(self):
         try:
-            told = header(self.request)
+            content = header(self.request)
             stream = context.wrap_socket(self.request, server_side=True) if context else self.request
-            answer = f"{told} connection {next(numbers)}".encode()
+            answer = f"{content} connection {next(numbers)}".encode()
             lines = stream.makefile("rb")
             while line := lines.readline():
                 if not line.rstrip().endswith(b"HTTP/1.1"):

@@ -1,7 +1,7 @@
-"""Clients that misbehave. Prints one line "ready" once all of it is under way, and what came of it at the end.
+"""Clients that misbehave. Prints one line "ready" once all connections are open, and the outcome at the end.
 
-usage: rude.py slow HOST PORT CONNECTIONS      heads that come byte by byte, until it is ended
-       rude.py unread HOST PORT CONNECTIONS    asks for 100 MB each and reads nothing, until it is ended
+usage: rude.py slow HOST PORT CONNECTIONS      heads that are sent byte by byte, until the end of the process
+       rude.py unread HOST PORT CONNECTIONS    requests for 100 MB each, and no reads, until the end of the process
        rude.py headers HOST PORT MEGABYTES     one request with so many megabytes of headers; prints the status line
        rude.py half-close HOST PORT PATH       a request and the end of the sending side; prints the status line
 """
@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-what, host, port, argument = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+mode, host, port, argument = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 
 
 def connect():
@@ -32,9 +32,9 @@ def status_line(connection):
     return answer.split(b"\r\n")[0].decode() or "closed"
 
 
-if what in ("slow", "unread"):
+if mode in ("slow", "unread"):
     connections = [connect() for _ in range(int(argument))]
-    if what == "unread":
+    if mode == "unread":
         for connection in connections:
             connection.sendall(b"GET /bytes/100000000 HTTP/1.1\r\nHost: order-service\r\n\r\n")
     else:
@@ -50,7 +50,7 @@ if what in ("slow", "unread"):
         threading.Thread(target=drip, daemon=True).start()
     print("ready", flush=True)
     signal.pause()
-elif what == "headers":
+elif mode == "headers":
     connection = connect()
     line = b"x-large: " + b"x" * 8000 + b"\r\n"
     try:
@@ -59,9 +59,9 @@ elif what == "headers":
             connection.sendall(line)
         connection.sendall(b"\r\n")
     except OSError:
-        pass  # refused before all was said: the answer is there to read, or the connection was reset
+        pass  # refused early: the response can be read, or the connection was reset
     print(status_line(connection))
-elif what == "half-close":
+elif mode == "half-close":
     connection = connect()
     connection.sendall(f"GET {argument} HTTP/1.1\r\nHost: order-service\r\n\r\n".encode())
     connection.shutdown(socket.SHUT_WR)

@@ -1,11 +1,11 @@
-"""An application that knows nothing of the mesh: answers who it is, what it received and on which connection.
+"""An application without support for the mesh: its answers have its name, the request and the number of the connection.
 
 usage: server.py PORT NAME [ADDRESS]; PORT may be the path of a Unix socket, or @ and its name in the abstract namespace,
-and ADDRESS is then a folder with a certificate, where it ends TLS
+and ADDRESS is then a folder with a certificate for TLS
 
 GET /health       200, or 503 after POST /sick
 GET /sleep/MS     answers after so many milliseconds
-GET /status/CODE  answers so
+GET /status/CODE  this status
 GET /bytes/N      N bytes
 GET /drip/N       N bytes, one each second
 GET /headers      the request's headers with their case, as JSON
@@ -33,7 +33,7 @@ seen = collections.deque(maxlen=1000)
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # Head and body leave together, as from servers that are meant for production; what streams is flushed.
+    # Head and body are sent together, as by production servers; streams are flushed.
     wbufsize = -1
     disable_nagle_algorithm = True
 
@@ -51,9 +51,9 @@ class Handler(BaseHTTPRequestHandler):
             state["open"] -= 1
 
     def handle_expect_100(self):
-        told = super().handle_expect_100()
+        handled = super().handle_expect_100()
         self.wfile.flush()
-        return told
+        return handled
 
     def log_message(self, *args):
         pass
@@ -157,7 +157,7 @@ class UnixServer(Server):
 if __name__ == "__main__":
     address = sys.argv[3] if len(sys.argv) > 3 else "0.0.0.0"
     if sys.argv[1][0] in "/@":
-        # An option of TCP's.
+        # An option of TCP.
         Handler.disable_nagle_algorithm = False
         server = UnixServer(sys.argv[1].replace("@", "\0", 1), Handler)
         if len(sys.argv) > 3:
@@ -167,7 +167,7 @@ if __name__ == "__main__":
             server.socket = context.wrap_socket(server.socket, server_side=True)
     else:
         server = Server((address, int(sys.argv[1])), Handler)
-    # As servers that are meant for production do: at SIGTERM no connection is taken any more, and those that are open are
+    # As production servers do: after SIGTERM no connection is accepted, and open ones are
     # closed after their next answer.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=end, args=[server]).start())
     print("listening", flush=True)

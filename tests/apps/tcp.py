@@ -1,10 +1,10 @@
-"""A TCP server of which each mode is one way in which protocols behave.
+"""A TCP server with a mode for each behaviour of protocols.
 
 usage: tcp.py PORT MODE
 greet      speaks first ("220 ready"), then answers each line with "echo: " and the line
-echo       waits for the client, then gives back what it gets, and closes when the client has half-closed
+echo       waits for the client, then echoes, and closes after the client's half-close
 count      reads until the client half-closes, then answers with the number of bytes
-trailers   answers an HTTP/1.1 request with what it received, byte by byte, as a chunked body with a trailer
+trailers   answers an HTTP/1.1 request with its bytes, as a chunked body with a trailer
 websocket  accepts a WebSocket upgrade and echoes text frames
 """
 import base64

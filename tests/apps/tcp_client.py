@@ -1,4 +1,4 @@
-"""Clients for tcp.py. usage: tcp_client.py HOST PORT MODE; prints "ok" or what went wrong, and exits so."""
+"""Clients for tcp.py. usage: tcp_client.py HOST PORT MODE; prints "ok" or the error; the exit status is 0 or 1."""
 import base64
 import os
 import socket
@@ -57,7 +57,7 @@ elif mode == "websocket":
     s.sendall(bytes([0x88, 0x80]) + b"\0\0\0\0")
     assert stream.read(2) == bytes([0x88, 0])
 elif mode == "slow-http":
-    # A client that connects early and thinks before it asks is still served as HTTP.
+    # A client that connects early and sends its request later is still served as HTTP.
     time.sleep(1)
     s.sendall(b"GET /slow HTTP/1.1\r\nHost: order-service\r\nConnection: close\r\n\r\n")
     answer = b""

@@ -1,4 +1,4 @@
-"""An application that speaks TLS itself. usage: tls_server.py PORT CERTIFICATE KEY [CLIENTS_CA]"""
+"""An application with its own TLS. usage: tls_server.py PORT CERTIFICATE KEY [CLIENTS_CA]"""
 import http.server
 import ssl
 import sys

@@ -1,4 +1,4 @@
-"""Asks again and again, and prints when it was answered by whom, one JSON array of [seconds, status, served by].
+"""Sends requests in a loop, and prints the time and the server of each response, one JSON array of [seconds, status, served by].
 
 usage: watcher.py URL HOST SECONDS
 

@@ -1,9 +1,9 @@
-"""A client that sends bytes as they are given, and prints what comes back.
+"""A client that sends the given bytes, and prints the answer.
 
 usage: wire_client.py HOST PORT PIECE...   Each piece has Python's escapes (\\r\\n, \\x00); `@N` sends N bytes, `~N` waits N ms.
        wire_client.py HOST PORT posts N    N POSTs on one connection whose bodies follow a moment after their heads; prints `lost M`
 
-It prints what was received, until the server ends the connection (`<end>`), resets it (`<reset>`) or is silent for a second.
+It prints the received bytes, until the server ends the connection (`<end>`), resets it (`<reset>`) or is silent for a second.
 """
 import socket
 import sys
@@ -17,7 +17,7 @@ def connect():
 
 
 def answer(stream):
-    """Reads one answer: its status, and whether it says that the connection ends."""
+    """Reads one answer: its status, and whether it has `Connection: close`."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         line = stream.readline()
@@ -64,7 +64,7 @@ try:
         else:
             connection.sendall(piece.encode("latin-1").decode("unicode_escape").encode("latin-1"))
 except OSError:
-    pass  # What was answered before is there to read.
+    pass  # Earlier answers can still be read.
 connection.settimeout(1)
 try:
     while data := connection.recv(65536):

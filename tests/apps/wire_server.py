@@ -1,17 +1,17 @@
-"""An HTTP/1.1 server that does by hand, to the byte, what the path of a request says.
+"""An HTTP/1.1 server with exact control of its bytes; the path of a request selects the behaviour.
 
 usage: wire_server.py PORT
 
 /early       answers from the head alone, keeps the connection, and reads the body afterwards
 /early-413   answers 413 from the head alone, and closes after a second in which it reads nothing
 /refuse      417 to a request that expects 100-continue, from its head
-/want        100 Continue, then the body, and how long it was
+/want        100 Continue, then the body, and its length in the answer
 /hints       103 Early Hints before the answer
 /answer?RAW  the answer is RAW, percent-encoded, and the connection ends
 /second      the second request of a connection ends it without an answer
-/upgrade     101 to whatever is asked for, and what comes is sent back
-/length      reads the body, and says how long it was
-else         what came: request line and headers, and trailers, as they were
+/upgrade     101 for any protocol, then an echo
+/length      reads the body, and answers with its length
+else         the request line, headers and trailers, unchanged
 """
 import socketserver
 import sys

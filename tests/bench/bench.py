@@ -1,7 +1,7 @@
 """The benchmark: Weft beside its peers, each scenario by each proxy in turn, several times, medians at the end.
 
 One worker each. The proxy has processor 0 for itself, load generators and servers have processor 1. CPU time is that of the
-proxy's processes, user and system. Only ratios within one run mean something: machines differ, and so do their hours.
+proxy's processes, user and system. Only ratios within one run are meaningful, because machines differ and their load varies.
 
 usage: bench.py [--quick] [--rounds N] [--seconds N] [--only S1,S7 | --only "part of a name"]
 """
@@ -29,7 +29,7 @@ BYTES = ["weft", "envoy", "haproxy", "haproxy-splice"]
 
 
 def scenarios(quick, servers, seconds):
-    """Name -> (how, by whom). The quick ones are fewer and shorter: a first look."""
+    """Name -> (function, proxies). The quick ones are fewer and shorter."""
     make = Scenarios(servers, seconds)
     brief = Scenarios(servers, max(1, seconds // 2))
     found = {
@@ -64,10 +64,10 @@ def scenarios(quick, servers, seconds):
 
 
 def network():
-    """A network of our own, where nothing of the machine is redirected."""
-    # Where `ip netns` keeps its names: ours alone.
+    """A private network, without redirection of the machine's traffic."""
+    # Private names of `ip netns`.
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
-    # A way out, as any machine has: what leaves by loopback is never redirected.
+    # A default route, because traffic by loopback is never redirected.
     way_out = "ip link add out0 type veth peer name out1 && ip addr add 10.222.255.1/16 dev out0 && ip link set out0 up && ip link set out1 up"
     subprocess.run(f"ip link set lo up && {way_out}", shell=True, check=True)
     subprocess.run(STEADY, shell=True, check=True)

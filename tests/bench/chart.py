@@ -8,7 +8,7 @@ WIDTH, LEFT, BAR, GAP = 860, 300, 11, 14
 
 
 def chart(rows, primary, footer):
-    """`primary`: scenario -> figure. Only scenarios that Envoy took part in."""
+    """`primary`: scenario -> figure. Only scenarios with figures of Envoy."""
     groups = []
     for scenario, figure in primary.items():
         found = {row["proxy"]: row[figure] for row in rows if row["scenario"] == scenario and figure in row}

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the benchmark needs besides Weft: peers and load generators, by package name.
+# Packages of the benchmark: peers and load generators.
 set -eu
 cd "$(dirname "$0")/../.."
 . tests/packages.sh
@@ -9,7 +9,7 @@ need haproxy haproxy
 need nginx nginx-light
 need taskset util-linux
 install_missing
-# Debian starts what it installs; ours are started by the benchmark alone.
+# Debian starts installed services; the benchmark starts its own processes.
 case "$missing" in *haproxy* | *nginx*)
 	for service in haproxy nginx; do
 		if command -v systemctl >/dev/null 2>&1; then systemctl disable -q --now "$service" 2>/dev/null || true; fi

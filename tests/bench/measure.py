@@ -10,9 +10,9 @@ TICK = os.sysconf("SC_CLK_TCK")
 PROXY_CPU, LOAD_CPU = "0", "1"
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "../.."))
 BIN = os.environ.get("WEFT_BIN") or os.path.join(ROOT, "target/dist")
-# Some machines have BBR, whose timers would be counted as the proxy's time. A network of our own may choose Reno anywhere.
+# Some machines have BBR, whose timers would be counted as the proxy's time. A private network namespace can use Reno.
 STEADY = "sysctl -q -w net.ipv4.tcp_congestion_control=reno"
-# What we start ends when we do, however that is.
+# Processes end with this one, whatever its end.
 WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 
 
@@ -45,7 +45,7 @@ def cpu_seconds(pids):
 
 
 def children_seconds():
-    """User and system time of our own ended children: the load generators."""
+    """User and system time of ended children: the load generators."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -86,7 +86,7 @@ def header_args(headers):
 
 
 def wrk(url, seconds, connections, headers, prefix=(), many_users=False):
-    """One run of wrk: requests, requests a second, latencies in microseconds, and what went wrong."""
+    """One run of wrk: requests, requests a second, latencies in microseconds, and errors."""
     script = ["-s", os.path.join(os.path.dirname(__file__), "users.lua")] if many_users else []
     out = on_load_cpu(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", *script, *header_args(headers), url], prefix)
     requests = int(re.search(r"(\d+) requests in ([\d.]+)(m?s)", out).group(1))
@@ -100,7 +100,7 @@ def wrk(url, seconds, connections, headers, prefix=(), many_users=False):
 
 
 def h2load(url, seconds, connections, streams, headers, body=None):
-    """One run of h2load. Its latencies are means, which say little: left out."""
+    """One run of h2load. Its latencies are means, and left out."""
     data = ["-d", body] if body else []
     out = on_load_cpu(["h2load", "-t1", f"-c{connections}", f"-m{streams}", f"-D{seconds}", *data, *header_args(headers), url])
     done = re.search(r"requests: \d+ total, \d+ started, (\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", out)
@@ -112,7 +112,7 @@ def h2load(url, seconds, connections, streams, headers, body=None):
 
 
 def weft_load(*args, prefix=(), ready=None):
-    """One run of our own load. `ready`: called once it says that it is, where it does."""
+    """One run of `weft-load`. `ready`: called once it reports that it is ready, if it does."""
     command = [*prefix, "taskset", "-c", LOAD_CPU, f"{BIN}/weft-load", *map(str, args)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
         lines = []
@@ -126,8 +126,8 @@ def weft_load(*args, prefix=(), ready=None):
 
 
 def window(pids, servers, load):
-    """Runs `load`: its figures, what the processes used meanwhile, and how busy the rest of the machine was. `load` is given
-    what it may call to have the window begin later than it does."""
+    """Runs `load`: its figures, the resources of the processes, and the load of the rest of the machine. The argument of `load` is
+    a function that starts the window anew."""
     pids = [one for pid in pids for one in descendants(pid)]
     servers = [one for pid in servers for one in descendants(pid)]
     known = lambda: cpu_seconds(pids + servers) + children_seconds()

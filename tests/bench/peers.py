@@ -1,6 +1,6 @@
 """The peers' configurations, as comparable as they can be made: one worker, the same balancing by header, the same limits.
 
-Envoy and HAProxy give each request an id, as Weft does. None writes an access log. Connections are kept alive on both
+Envoy and HAProxy give each request an id, as Weft does. None of them writes an access log. Connections are kept alive on both
 sides, but for plain byte streams.
 """
 import glob
@@ -9,7 +9,7 @@ import os
 
 from measure import ROOT
 
-# The binary itself: the package's script is Python, which not every user may run.
+# The binary itself: the package's script is Python, which some users may not run.
 ENVOY = glob.glob(os.path.join(ROOT, "target/bench/venv/lib/python3*/site-packages/envoy/_bin/envoy"))[0]
 ENVOY_ARGS = ["--concurrency", "1", "--log-level", "error", "--use-dynamic-base-id"]
 TYPES = "type.googleapis.com/envoy.extensions"
@@ -96,7 +96,7 @@ def haproxy(listen, upstreams, kind, ring, tls_in, tls_out, splice):
     http = kind != "tcp"
     balance = "balance hdr(user-id)\n  hash-type consistent" if ring and http else "balance roundrobin"
     alpn = {"http1": " alpn http/1.1", "http2": " alpn h2", "tcp": ""}[kind]
-    # Without TLS, and so without ALPN, HTTP/2 must be said.
+    # Without TLS, and so without ALPN, HTTP/2 must be configured.
     spoken = " proto h2" if kind == "http2" else ""
     out = f" ssl crt {tls_out}/both.pem ca-file {tls_out}/ca.pem verify required{alpn}" if tls_out else spoken
     offered = " alpn h2,http/1.1" if http else ""

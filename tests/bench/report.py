@@ -1,7 +1,7 @@
-"""Medians, ratios, what the bar says of them, and the report's rows."""
+"""Medians, ratios, verdicts by the bar, and the report's rows."""
 import statistics
 
-# Figure -> what a person reads.
+# Figure -> its label.
 FIGURES = {
     "cpu_us_per_request": "{:.1f} us CPU/request", "cpu_s_per_gb": "{:.3f} s CPU/GB", "rps": "{:,.0f}/s", "gb_per_s": "{:.2f} GB/s",
     "p50_us": "p50 {:.0f} us", "p99_us": "p99 {:.0f} us", "p50_added_us": "p50 added {:.0f} us", "p99_added_us": "p99 added {:.0f} us",
@@ -75,7 +75,7 @@ def text(row):
 
 
 def ring_added(made):
-    """What the ring adds to Weft's requests; `None`: not both were measured."""
+    """The latency that the ring adds to Weft's requests; `None`: one of the two was not measured."""
     found = {row["scenario"]: row["cpu_us_per_request"] for row in made if row["proxy"] == "weft" and row["scenario"] in (RING, ROUND_ROBIN)}
     return found[RING] - found[ROUND_ROBIN] if len(found) == 2 else None
 
@@ -92,13 +92,13 @@ def table(made):
             number = FIGURES[figure][FIGURES[figure].index("{"):FIGURES[figure].index("}") + 1]
             cells = [number.format(found[one][figure]) if one in found else "" for one in ("weft", "envoy", "haproxy")]
             shares = [f"{found['weft'][figure] / found[one][figure]:.2f}" if one in found else "" for one in ("envoy", "haproxy")]
-            what = figure.split("_us")[0].replace("_", " ") + " us" if "added" in figure else unit
-            lines.append("| " + " | ".join([name, what, *cells, *shares]) + " |")
+            label = figure.split("_us")[0].replace("_", " ") + " us" if "added" in figure else unit
+            lines.append("| " + " | ".join([name, label, *cells, *shares]) + " |")
     return "\n".join(lines) + "\n"
 
 
 def verdicts(name, made):
-    """Weft's figures beside each peer's: the ratio, whether that is more than noise, and what the bar says."""
+    """Weft's figures beside each peer's: the ratio, its significance, and the verdict by the bar."""
     added = ring_added(made)
     if name == RING and added is not None:
         return [{"text": f"the ring adds {added:.1f} us, bar {RING_BAR}: {'met' if added <= RING_BAR else 'MISSED'}"}]

@@ -1,4 +1,4 @@
-"""Proxies set up for a scenario: one hop on loopback, or a chain over two pods. "direct" is no proxy at all."""
+"""Proxies set up for a scenario: one hop on loopback, or a chain over two pods. "direct": without a proxy."""
 import os
 import socket
 import subprocess
@@ -10,7 +10,7 @@ from measure import BIN, LOAD_CPU, PROXY_CPU, STEADY, WITH_US, header_args
 
 PORT = 10001
 CENTER, A, B = "10.223.0.254", "10.223.0.1", "10.223.0.2"
-# What the servers say: HTTP, gRPC.
+# The servers' answers: HTTP, gRPC.
 ANSWERS = (b"x" * 128, b"0123456789abcd")
 
 
@@ -58,7 +58,7 @@ def certificates(directory):
 
 
 class Running:
-    """Processes under test (`pids`), servers of this scenario's own (`servers`), and where to send what."""
+    """Processes under test (`pids`), servers of this scenario's own (`servers`), and the addresses for the load."""
 
     def __init__(self, directory, proxy):
         self.directory, self.proxy = directory, proxy
@@ -77,13 +77,13 @@ class Running:
         command = peers.command(self.proxy, self.directory, name, *args, **more)
         return self.spawn([*WITH_US, *user, "taskset", "-c", PROXY_CPU, *command], prefix)
 
-    def until(self, done, what):
-        """Polls: what is measured here is shorter than a process takes to start."""
+    def until(self, done, problem):
+        """Polls often, because measured times are shorter than the start of a process."""
         end = time.monotonic() + 15
         while not done():
             if time.monotonic() > end:
                 self.stop()
-                raise SystemExit(f"{self.proxy}: {what}; its log:\n{open(self.log.name).read()}")
+                raise SystemExit(f"{self.proxy}: {problem}; its log:\n{open(self.log.name).read()}")
             time.sleep(0.001)
 
     def redirect(self, prefix=(), uid=None):
@@ -98,7 +98,7 @@ class Running:
     def stop(self):
         for prefix in self.redirected:
             weft.unredirect(prefix)
-        # Asked, not killed: a killed master leaves its workers.
+        # SIGTERM, not SIGKILL: a killed master leaves its workers.
         for process in self.processes:
             process.terminate()
         for process in self.processes:

@@ -50,14 +50,14 @@ class Scenarios:
                 with open(body, "wb") as file:
                     file.write(b"\0\0\0\0\x10\x0a\x0e0123456789abcd")
             with one_hop(proxy, directory, [GRPC if grpc else HTTP2], "http2") as run:
-                # The authority is what Weft knows the service by; its address is what is dialed.
+                # Weft finds the service by its authority; the client dials its address.
                 return self.measured(run, lambda s: h2load(f"http://{run.to}/", s, 10, 20, {**headers, **run.authority}, body))
         return scenario
 
     def byte_streams(self, upload, connections, mtls):
         """TCP in one direction, as a user other than root: over one proxy, or with mTLS between two."""
         def scenario(proxy, directory):
-            # Peers read their configurations as that user.
+            # Peers must be able to read their configurations as that user.
             os.chmod(directory, 0o755)
             if mtls:
                 running = chain(proxy, directory, "tcp", 9302 if upload else 9301, uid=weft.PROXY_UID)

@@ -7,7 +7,7 @@ from measure import BIN, PROXY_CPU, WITH_US
 
 VIP = "10.222.0.1"
 HOST = "bench.test"
-# Where a proxy does not run as root it runs as this user; the redirection knows it by that.
+# The user of proxies that do not run as root; the redirection exempts it.
 PROXY_UID = 1337
 
 RULE = """apiVersion: networking.istio.io/v1

@@ -6,7 +6,7 @@ import urllib.request
 
 import consulate
 
-# It was written for Pythons whose json.loads took an encoding, which it does not since 3.9.
+# consulate needs json.loads with an encoding, which Python 3.9 removed.
 loads = json.loads
 json.loads = lambda text, encoding=None: loads(text)
 
@@ -52,6 +52,6 @@ step("a lock", c.kv.acquire_lock("consulate/lock", session) is True and c.kv.rel
 step("session.destroy", c.session.destroy(session) is True)
 print("registered", flush=True)
 sys.stdin.read()
-# It deregisters by GET, which Consul has refused since 1.0.
+# consulate deregisters by GET, which Consul has refused since 1.0.
 request = urllib.request.Request("http://127.0.0.1:8500/v1/agent/service/deregister/consulate-1", method="PUT")
 step("deregister", urllib.request.urlopen(request).status == 200 and c.health.service(service) == [])

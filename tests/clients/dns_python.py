@@ -34,7 +34,7 @@ try:
     raise AssertionError('there is no IPv6 here')
 except dns.resolver.NoAnswer:
     pass
-# A packet of 512 bytes is too small, which is said so; TCP is not.
+# Too large for a packet of 512 bytes: truncated over UDP, complete over TCP.
 query = dns.message.make_query('many.service.consul', 'SRV')
 reply, over_tcp = dns.query.udp_with_fallback(query, '127.0.0.1', port=8600, timeout=5)
 assert over_tcp and len(reply.answer[0]) == 40, reply

@@ -3,8 +3,8 @@
 //     npm install eureka-js-client
 //     node js_eureka.js APP POD_IP PORT [delta]
 //
-// Prints which instances it sees, each time they are others. On SIGTERM it deregisters and ends. With "delta" it does not
-// register, and fetches what has changed instead of everything.
+// Prints the instances that it sees, after each change. On SIGTERM it deregisters and ends. With "delta" it does not
+// register, and fetches deltas instead of all instances.
 const { Eureka } = require('eureka-js-client');
 
 const [app, ip, port, delta] = process.argv.slice(2);

@@ -1,4 +1,4 @@
-"""A program that speaks mutual TLS itself, with the certificate that its agent gives it.
+"""A program with its own mutual TLS, by a certificate of its agent.
 
 usage: leaf.py SERVICE ADDRESS PORT, on the plain Python of the system
 """
@@ -12,12 +12,12 @@ import urllib.request
 service, address, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
 
-def asked(path):
+def query(path):
     return json.load(urllib.request.urlopen(f"http://127.0.0.1:8500/v1/{path}"))
 
 
-roots = asked("agent/connect/ca/roots")
-leaf = asked(f"agent/connect/ca/leaf/{service}")
+roots = query("agent/connect/ca/roots")
+leaf = query(f"agent/connect/ca/leaf/{service}")
 context = ssl.create_default_context(cadata=roots["Roots"][0]["RootCert"])
 # A SPIFFE certificate names no host.
 context.check_hostname = False

@@ -24,7 +24,7 @@ async function until(condition) {
 async function main() {
   step("agent.self", (await consul.agent.self()).Config.Datacenter === "dc1");
   step("status.leader", typeof (await consul.status.leader()) === "string");
-  // Every change to the service, as long as we look.
+  // All changes of the service.
   let seen = [];
   const watch = consul.watch({ method: consul.health.service, options: { service, wait: "5s" } });
   watch.on("change", (data) => { seen = data; });
@@ -73,7 +73,7 @@ async function main() {
   await consul.agent.service.maintenance({ id: "npm-1", enable: false });
   step("and back", (await passing()).length === 1);
   console.log("registered");
-  // Others look, until our input ends.
+  // Visible to other programs until the input ends.
   await new Promise((done) => process.stdin.on("end", done).resume());
   await consul.agent.service.deregister("npm-1");
   step("agent.service.deregister", (await consul.health.service(service)).length === 0);

@@ -65,6 +65,6 @@ step("kv.delete(recurse)", c.kv.delete("py/", recurse=True) is True and c.kv.get
 step("maintenance", c.agent.service.maintenance("py-1", True) is True and passing() == []
      and c.agent.service.maintenance("py-1", False) is True and len(passing()) == 1)
 print("registered", flush=True)
-# Others look, until our input ends.
+# Visible to other programs until the input ends.
 sys.stdin.read()
 step("agent.service.deregister", c.agent.service.deregister("py-1") is True and c.health.service(service)[1] == [])

@@ -2,7 +2,7 @@
 """An application that registers with py_eureka_client as if a Eureka server ran beside it.
 
     pip install py_eureka_client
-    py_eureka.py run SERVER APP POD_IP PORT      registers and stays; prints which instances it sees, each time they are others
+    py_eureka.py run SERVER APP POD_IP PORT      registers and stays; prints the instances that it sees, after each change
     py_eureka.py status SERVER APP ID VALUE      overrides the status of an instance; "-" ends that
 
 SERVER is such as http://127.0.0.1:8761/eureka/. On SIGTERM it deregisters and ends.

@@ -67,7 +67,7 @@ step("agent.members", c.agent.members()[0]["Name"] == me["Config"]["NodeName"])
 step("status", isinstance(c.status.leader(), str) and isinstance(c.status.peers(), list))
 step("catalog.datacenters", c.catalog.datacenters() == ["dc1"])
 
-# Registration, as in the founding document.
+# Registration.
 done = c.agent.service.register(name="order-service", service_id="order-1", address=POD, port=8080,
                                 tags=["v1", "production"])
 step("agent.service.register", done is True, done)
@@ -101,7 +101,7 @@ step("health.checks", [(k["CheckID"], k["Status"], k["Output"]) for k in checks]
      == [("heartbeat", "passing", "all well")], checks)
 step("critical when the report is missed", until(lambda: passing() == [], 4))
 output = c.agent.checks()["heartbeat"]["Output"]
-step("it says so", output == "TTL expired (last output before timeout follows): all well", output)
+step("a check without a report expires", output == "TTL expired (last output before timeout follows): all well", output)
 step("agent.check.ttl_warn", c.agent.check.ttl_warn("heartbeat") is True and passing() == [])
 step("a warning is listed", len(c.health.service(SERVICE)[1]) == 1)
 step("agent.check.deregister", c.agent.check.deregister("heartbeat") is True and len(passing()) == 1)
@@ -116,8 +116,8 @@ step("maintenance off", c.agent.service.maintenance("order-1", False) is True an
 index, _ = c.health.service(SERVICE)
 start = time.time()
 again, _ = c.health.service(SERVICE, index=index, wait="1s")
-held = time.time() - start
-step("a blocking query is held", again == index and 0.95 <= held <= 1.0 + 1 / 16 + 0.1, (index, again, held))
+duration = time.time() - start
+step("a blocking query is held", again == index and 0.95 <= duration <= 1.0 + 1 / 16 + 0.1, (index, again, duration))
 threading.Timer(0.5, lambda: consul.Consul(port=AGENT).agent.service.maintenance("order-1", True)).start()
 start = time.time()
 woken, _ = c.health.service(SERVICE, index=index, wait="10s")
@@ -136,7 +136,7 @@ step("it fails with the application", until(lambda: passing() == [], 5))
 Health.status = 200
 step("and recovers with it", until(lambda: len(passing()) == 1, 5))
 
-# What is of the whole mesh: transactions, events, prepared queries, coordinates.
+# Mesh-wide: transactions, events, prepared queries, coordinates.
 key = base64.b64encode(b"new").decode()
 done = c.txn.put([{"KV": {"Verb": "set", "Key": "a/1", "Value": key}}, {"KV": {"Verb": "get", "Key": "a/1"}}])
 step("txn.put", [r["KV"]["Value"] for r in done["Results"]] == [None, key] and done["Errors"] is None, done)
@@ -152,7 +152,7 @@ nodes = {n["Node"] for n in c.coordinate.nodes()[1]}
 step("coordinate.nodes", c.agent.self()["Config"]["NodeName"] in nodes, nodes)
 step("catalog.register of the own node", c.catalog.register(c.agent.self()["Config"]["NodeName"], POD) is True)
 
-# What is refused.
+# Refusals.
 try:
     refused = c.agent.service.register("payment-service", port=8080) is False
 except consul.base.ConsulException:

@@ -1,14 +1,14 @@
-"""What a case is, and Istio's YAML of it."""
+"""Cases, and their policies as Istio's YAML."""
 import dataclasses
 
 POLICY = "networking.istio.io/v1"
 # No process listens on this one; one that listens and never accepts has its queue full, so that a connection is never made.
 REFUSING, STUCK = 6999, 7060
 
-# Endpoints of bytes, which answer whatever comes with their port.
+# TCP endpoints, which answer any bytes with their port.
 BYTES = range(7041, 7047)
 
-# What is compared: all of it, or what became of a request where the endpoint is drawn.
+# Compared aspects: all, or those without the endpoint where that is random.
 ALL = ("status", "port", "seen", "headers", "body", "attempts", "flags")
 FATE = ("status", "attempts", "flags")
 
@@ -20,7 +20,7 @@ class Endpoint:
     labels: dict = dataclasses.field(default_factory=dict)
     address: str = "127.0.0.1"
     locality: str = ""
-    # What Envoy is told of the locality; Weft finds it out.
+    # The locality in Envoy's configuration; Weft determines it.
     priority: int = 0
 
 
@@ -29,26 +29,26 @@ class Ask:
     """A request; `times` of it one after the other, with `{i}` in headers, path and source replaced by the number."""
     path: str = "/"
     method: str = "GET"
-    # A value may be a list; `None`: not even what is usual.
+    # A value may be a list; `None`: without the default header.
     headers: dict = dataclasses.field(default_factory=dict)
     body: str = ""
     do: str = "200"
     times: int = 1
     at_once: int = 1
-    # Seconds between the beginnings of those at once.
+    # Seconds between the starts of concurrent requests.
     apart: float = 0
     # The client's address.
     source: str = ""
-    # Sent as they are instead, with HOST and ID replaced; `answers` of them are read.
+    # Raw bytes instead, with HOST and ID replaced; `answers` responses are read.
     raw: bytes = b""
     answers: int = 1
-    # Pipelined on one connection: only status and port are known of them.
+    # Pipelined on one connection: only status and port are compared.
     bulk: bool = False
-    # Asked only when Envoy has ejected so many, which takes it a moment.
+    # Sent only after Envoy has ejected this many endpoints.
     ejected: int = -1
-    # Asked again until the status is this one; the last answer counts.
+    # Repeated until the status is this one; the last response counts.
     until: int = 0
-    # Instead of a request the beginning of TLS that asks for this name, with `@` for the case's own host: only the port that
+    # Instead of a request a ClientHello with this server name, `@` for the case's own host: only the port that
     # answers is known, 0 for none.
     server_name: str = ""
 
@@ -63,26 +63,26 @@ class Case:
     domains: list = dataclasses.field(default_factory=list)
     # Server names of TLS that a gateway passes on, with `@` as above: each leads to an endpoint of its own.
     server_names: list = dataclasses.field(default_factory=list)
-    # What Envoy's virtual host has besides.
+    # Further configuration of Envoy's virtual host.
     host_more: dict = dataclasses.field(default_factory=dict)
-    # DestinationRule's trafficPolicy, Envoy's cluster, and what Envoy's default route has besides.
+    # DestinationRule's trafficPolicy, Envoy's cluster, and further configuration of Envoy's default route.
     policy: dict = dataclasses.field(default_factory=dict)
     cluster: dict = dataclasses.field(default_factory=dict)
     action: dict = dataclasses.field(default_factory=dict)
     endpoints: list = dataclasses.field(default_factory=lambda: [Endpoint(7001)])
-    # Names that are the values of the label `version`; with a policy of their own and what it is for Envoy's cluster.
+    # Names that are the values of the label `version`; with a policy of their own and its equivalent in Envoy's cluster.
     subsets: list = dataclasses.field(default_factory=list)
     subset_policies: dict = dataclasses.field(default_factory=dict)
     subset_clusters: dict = dataclasses.field(default_factory=dict)
     asks: list = dataclasses.field(default_factory=lambda: [Ask()])
-    # How many copies of each request are sent besides to the other endpoints than the one that answered.
+    # Number of copies of each request at other endpoints than the one that answered.
     copies: list = dataclasses.field(default_factory=list)
     # One connection for all requests.
     kept: bool = False
     same: tuple = ALL
-    # A function of both results: what is to be true of them besides.
+    # A function of both results, for further conditions.
     check: object = None
-    # Why Weft means to differ; `check` says whether it differs as it is meant to.
+    # The reason for an intended difference; `check` verifies it.
     differs: str = ""
     host: str = ""
 

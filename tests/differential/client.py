@@ -1,4 +1,4 @@
-"""An HTTP/1.1 client that says what was on the wire: informational answers, trailers, whether the connection ended."""
+"""An HTTP/1.1 client that reports details of the wire: informational answers, trailers, whether the connection ended."""
 import dataclasses
 import socket
 

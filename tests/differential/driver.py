@@ -1,4 +1,4 @@
-"""Asks Weft and Envoy the same, case by case, and says where they differ.
+"""Sends the same requests to Weft and Envoy, case by case, and prints differences.
 
 usage: driver.py write FOLDER POLICIES ENVOY_PORT ADMIN_PORT WEFT_TLS_PORT ENVOY_TLS_PORT
            Envoy's configuration and the policies, a file for each case
@@ -21,7 +21,7 @@ from case import POLICY
 from cases import CASES
 from client import NONE, Connection
 
-# What proxies say of themselves, and what differs from request to request.
+# Headers that name the proxy, or that differ from request to request.
 OURS = {"x-request-id", "x-forwarded-proto", "x-envoy-expected-rq-timeout-ms", "x-envoy-attempt-count", "connection",
         "x-envoy-internal"}
 THEIRS = {"date", "server", "x-envoy-upstream-service-time", "x-weft-reason", "connection", "keep-alive"}
@@ -35,7 +35,7 @@ class Log:
         self.path, self.at, self.found, self.lock = path, 0, {}, threading.Lock()
 
     def flags(self, ident):
-        """Of a request, whose line may be written a little later."""
+        """The entry of a request, which may be written a little later."""
         end = time.time() + 10
         while time.time() < end:
             with self.lock:
@@ -54,7 +54,7 @@ class Log:
         for line in whole.splitlines():
             if line.startswith(b"{"):
                 found = json.loads(line)
-                # Envoy writes them as they came about, Weft in one order.
+                # Envoy writes flags in the order of their occurrence, Weft in a fixed order.
                 self.found[found["request_id"]] = ",".join(sorted(found["response_flags"].split(",")))
 
 
@@ -88,7 +88,7 @@ class Proxy:
             else:
                 results += [self.ask(case, ask, number) for number in range(ask.times)]
         if case.copies and not any(case.copies):
-            # Those that should not be sent would have come by now.
+            # Unexpected copies would have arrived by now.
             for result in results:
                 if late := json.loads(fetched(self.control, f"/log/{result['id']}")):
                     raise ValueError(f"a copy came: {late}")
@@ -98,7 +98,7 @@ class Proxy:
         return results
 
     def by_name(self, case, ask):
-        """The endpoint that TLS gets which asks for a server name."""
+        """The endpoint for a TLS connection with a server name."""
         context = ssl.create_default_context()
         sent = ssl.MemoryBIO()
         begun = context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname=ask.server_name.replace("@", case.host))
@@ -116,7 +116,7 @@ class Proxy:
         return {"id": "", "status": port, "port": port}
 
     def tls_connection(self):
-        """A gateway listens as soon as it knows its servers."""
+        """A gateway listens as soon as it has its servers."""
         end = time.time() + 10
         while True:
             try:
@@ -205,11 +205,11 @@ class Proxy:
         }
 
     def attempts(self, ident, copies):
-        """What came of a request; with its copies, which may come later."""
+        """The result of a request, with its copies, which may arrive later."""
         found, end = [], time.time() + 5
         while True:
             found += json.loads(fetched(self.control, f"/log/{ident}"))
-            # Of a copy that is not to come nothing is to be waited for.
+            # A copy that must not arrive cannot be waited for.
             if not copies or not any(copies) or len(found) > max(copies):
                 return found
             if time.time() > end:
@@ -217,7 +217,7 @@ class Proxy:
             time.sleep(0.01)
 
     def bulk(self, case, ask):
-        """One after the other on one connection, some on their way at a time."""
+        """Sequential requests on one connection, some of them pipelined."""
         results = []
         connection = Connection(self.port, ask.source)
         for start in range(0, ask.times, BATCH):
@@ -233,12 +233,12 @@ class Proxy:
         return results
 
 
-# Of a share of the requests that is drawn at random.
+# A random share of the requests.
 TOLERANCE = 0.08
 
 
 def problem(aspect, weft, theirs):
-    """What differs of an aspect, or nothing."""
+    """The difference of an aspect, or an empty text."""
     if aspect == "spread":
         shares = [collections.Counter(result["port"] for result in results) for results in (weft, theirs)]
         ours, other = ({port: count / len(weft) for port, count in share.items()} for share in shares)
@@ -270,13 +270,13 @@ def compare(case, weft, theirs):
 
 
 def summary(results):
-    """What became of requests, in few words."""
+    """A summary of the results of requests."""
     counts = collections.Counter(f"{result['status']} {result.get('flags') or ''}".strip() for result in results)
-    return ", ".join(f"{count}x {what}" for what, count in counts.items())
+    return ", ".join(f"{count}x {result}" for result, count in counts.items())
 
 
 def judge(case, weft, theirs):
-    """Asks both at the same time; what differs, and what became of the requests."""
+    """Runs a case on both at the same time. Returns the differences and a summary of the results."""
     try:
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             ours, other = (pool.submit(proxy.results, case) for proxy in (weft, theirs))

@@ -1,4 +1,4 @@
-"""Envoy's configuration for the cases, as Istio's pilot would make it: its defaults, and what a case says by hand.
+"""Envoy's configuration for the cases, as Istio's pilot would make it: its defaults, and the case's own configuration.
 
 In a case's routes a cluster is written `@` or `@SUBSET` and becomes that of the case.
 """
@@ -20,7 +20,7 @@ HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 def retry(on, attempts, hashed=False, **more):
-    """A policy as Istio writes one; with a hash it does not avoid hosts that were tried."""
+    """A policy as Istio's pilot writes it; with a hash it does not exclude hosts of earlier attempts."""
     names = [part for part in on.split(",") if not part.isdigit()]
     codes = [int(part) for part in on.split(",") if part.isdigit()]
     policy = {**DEFAULT_RETRY, "retry_on": ",".join(names + ["retriable-status-codes"] * bool(codes)), "num_retries": attempts}
@@ -38,7 +38,7 @@ def route(match=None, **action):
 
 
 def weighted(*shares):
-    """An action: (subset, weight, what else Envoy is told)."""
+    """An action: (subset, weight, further configuration of Envoy)."""
     return {"weighted_clusters": {"clusters": [{"name": f"@{subset}", "weight": weight, **more} for subset, weight, more in shares]}}
 
 
@@ -151,7 +151,7 @@ def config(cases, port, tls, admin, log):
         "stat_prefix": "in",
         "normalize_path": True,
         "preserve_external_request_id": True,
-        # Whose wishes count (x-envoy-...): a request says by x-forwarded-for that it is of the inside.
+        # Headers x-envoy-... count for internal requests: x-forwarded-for marks a request as internal.
         "internal_address_config": {"cidr_ranges": [{"address_prefix": "10.0.0.0", "prefix_len": 8}]},
         "route_config": {"name": "all", "virtual_hosts": hosts},
         "upgrade_configs": [{"upgrade_type": "websocket"}],

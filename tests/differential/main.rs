@@ -1,5 +1,5 @@
-//! The same cases through Weft and through Envoy: `driver.py` asks both and says where they differ. An argument is a part of the
-//! names of the cases that are wanted.
+//! The same cases through Weft and through Envoy: `driver.py` compares the results. An argument selects the
+//! cases with that part in their names.
 
 use std::fs::File;
 use std::path::Path;
@@ -14,11 +14,11 @@ const WEFT: &str = "18080";
 const ENVOY: &str = "18081";
 const ENVOY_ADMIN: &str = "18082";
 const CONTROL: &str = "18083";
-/// Where gateways take TLS.
+/// Ports of the gateways for TLS.
 const WEFT_TLS: &str = "18084";
 const ENVOY_TLS: &str = "18085";
 const ENDPOINTS: [&str; 2] = ["7001", "7040"];
-/// Where no connection is ever made.
+/// A port that never accepts a connection.
 const STUCK: &str = "7060";
 
 fn main() -> ExitCode {
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
 fn run() -> Result<bool> {
     weft_tests::install(&["envoy"])?;
     weft_tests::enter()?;
-    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let part = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let mut mesh = Mesh::network(&[])?;
     let pod = mesh.pod("client")?;
     let script = |name: &str| tests_dir().join("differential").join(name).to_string_lossy().into_owned();
@@ -61,7 +61,7 @@ fn run() -> Result<bool> {
         Ok(())
     })?;
     let mut cases = pod.command("python3");
-    cases.args([&driver, "run", &path, WEFT, ENVOY, ENVOY_ADMIN, CONTROL, WEFT_TLS, ENVOY_TLS, &weft_log]).args(wanted);
+    cases.args([&driver, "run", &path, WEFT, ENVOY, ENVOY_ADMIN, CONTROL, WEFT_TLS, ENVOY_TLS, &weft_log]).args(part);
     Ok(cases.stdin(Stdio::null()).status()?.success())
 }
 
@@ -74,7 +74,7 @@ fn gateway(mesh: &Mesh, pod: &Pod) -> Result<Process> {
     pod.spawn("gateway", binary("weft-sidecar")?, &[&args[..], &listen, &["127.0.0.1:18088"]].concat())
 }
 
-/// Envoy, as its package has it, ready.
+/// Envoy from its package, ready.
 fn envoy(pod: &Pod, folder: &Path) -> Result<Process> {
     let python = python_of("envoy")?;
     let binary = Path::new(&python).with_file_name("envoy");

@@ -1,13 +1,13 @@
-"""The endpoints of all cases: one process that listens on many ports, says which one answered, and does as it is told.
+"""The endpoints of all cases: one process that listens on many ports, reports the port in the answer, and behaves as the request demands.
 
 usage: upstream.py FIRST_PORT LAST_PORT STUCK_PORT CONTROL_PORT
 
-Behind the last port some more answer whatever comes with their number.
+Some ports after the last one answer any bytes with their number.
 
-A request says by `x-do` what becomes of its attempts, one word each with commas between, the last one for all that follow. A word
+`x-do` of a request has a word for each of its attempts, separated by commas; the last one is for all further attempts. A word
 is a status or one of `WORDS`; `WORD@PORT+PORT|WORD@PORT` is for some ports, and the others answer 200. `x-answer` is a header of
-the answer, `name: value`. Attempts are counted by `x-request-id`; GET /log/ID of the control port tells them as JSON: the port,
-the connection of that port, and what came. What has `x-unlogged` is not counted. The stuck port never accepts a connection.
+the answer, `name: value`. Attempts are counted by `x-request-id`; GET /log/ID of the control port returns them as JSON: the port,
+the connection of that port, and the request. Requests with `x-unlogged` are not counted. The stuck port never accepts a connection.
 """
 import asyncio
 import collections
@@ -27,9 +27,9 @@ http10     200 as HTTP/1.0, and the connection ends
 chunked    200 in chunks
 trailers   200 in chunks with a trailer
 truncated  200 that ends in the middle of its body
-garbage    what is no HTTP
+garbage    bytes that are not HTTP
 interim:N  an informational answer and 200
-upgrade    101, and what comes is sent back
+upgrade    101, then an echo
 big:BYTES  200 with a header so long
 answer:HEX these bytes, and the connection ends
 stall:MS   200 whose body stops so long in its middle
@@ -63,7 +63,7 @@ async def body(reader, names):
 
 
 def word_for(port, wanted):
-    """What this port is to do."""
+    """The behaviour of this port."""
     for choice in wanted.split("|"):
         word, _, ports = choice.partition("@")
         if not ports or str(port) in ports.split("+"):
@@ -97,7 +97,7 @@ async def serve(port, reader, writer):
 
 
 async def answer(port, method, headers, word, reader, writer):
-    """Does what the word says; whether the connection ends then."""
+    """Carries out a word. Returns whether the connection ends."""
     word, _, number = word.partition(":")
     text = json.dumps({"port": port}).encode()
     more = "".join(f"{value}\r\n" for name, value in headers if name.lower() == "x-answer") + f"x-port: {port}\r\n"
@@ -160,7 +160,7 @@ async def number(port, reader, writer):
     writer.close()
 
 
-async def told(reader, writer):
+async def serve_log(reader, writer):
     while found := await head(reader):
         path = found[0][1]
         if path.startswith("/log/"):
@@ -183,7 +183,7 @@ async def main():
     for one in filling:
         one.setblocking(False)
         one.connect_ex(("127.0.0.1", stuck))
-    server = await asyncio.start_server(told, "127.0.0.1", control)
+    server = await asyncio.start_server(serve_log, "127.0.0.1", control)
     print("listening", flush=True)
     await server.serve_forever()
     full.close()

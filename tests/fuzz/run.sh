@@ -1,6 +1,6 @@
 #!/bin/bash
-# Runs each fuzz target for so many seconds, guided by coverage: run.sh SECONDS. What they have learned stays in target/fuzz, and
-# the policies of the differential cases are where they begin.
+# Runs each fuzz target for so many seconds, guided by coverage: run.sh SECONDS. The corpus stays in target/fuzz; its seeds are
+# the policies of the differential cases.
 set -eu
 cd "$(dirname "$0")/../.."
 seconds=$1
@@ -14,7 +14,7 @@ python3 tests/differential/driver.py write "$out" "$out/policies" 1 2 3 4
 failed=0
 for target in matcher yaml compile; do
 	mkdir -p "$out/$target"
-	# A policy of the longest input is over in a hundredth of the time-out.
+	# The longest input takes a hundredth of the time-out.
 	if "$bin/fuzz-$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -max_len=16384 -print_final_stats=1 \
 		-artifact_prefix="$out/$target-" "$out/$target" "$out/seeds/$target" >"$out/$target.log" 2>&1; then
 		runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$out/$target.log")

@@ -1,6 +1,6 @@
 #!/bin/bash
-# A RUSTC_WORKSPACE_WRAPPER: counts the edges that our own crates run through, for libFuzzer to be guided by (what cargo-fuzz
-# does, for stable Rust, and with the dependencies as they are built already).
+# A RUSTC_WORKSPACE_WRAPPER: counts the edges of Weft's own crates, as guidance for libFuzzer (as cargo-fuzz
+# does, but on stable Rust, and without another build of the dependencies).
 case " $* " in
 *" build_script_build "* | *" --crate-type proc-macro "* | *" -vV "* | *" --print"*) exec "$@" ;;
 esac

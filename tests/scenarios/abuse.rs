@@ -24,20 +24,20 @@ fn resident(pair: &Pair) -> Result<(u64, u64)> {
     Ok((pair.sidecar.resident_kb()? / 1024, pair.order.sidecar.resident_kb()? / 1024))
 }
 
-/// Runs a client that misbehaves once: what it saw.
-fn rude(pod: &Pod, what: &str, vip: &str, argument: &str) -> Result<String> {
+/// Runs a client that misbehaves once. Returns its output.
+fn rude(pod: &Pod, behaviour: &str, vip: &str, argument: &str) -> Result<String> {
     let script = tests_dir().join("apps/rude.py");
-    Ok(pod.run("python3", &[&script.to_string_lossy(), what, vip, "80", argument])?.trim().to_owned())
+    Ok(pod.run("python3", &[&script.to_string_lossy(), behaviour, vip, "80", argument])?.trim().to_owned())
 }
 
-/// Others are served meanwhile, and soon.
+/// Other clients are served meanwhile, without delay.
 fn others(front: &Pod, vip: &str) -> Result<()> {
     let results = front.requests(&json!({
         "url": format!("http://{vip}/"), "count": 200, "concurrency": 2, "headers": {"Host": "order-service"},
     }))?;
     ensure!(statuses(&results) == HashMap::from([(200, 200)]), "{:?}", statuses(&results));
     let slowest = results.iter().filter_map(|r| r["ms"].as_f64()).fold(0.0, f64::max);
-    ensure!(slowest < 1500.0, "somebody waited {slowest} ms");
+    ensure!(slowest < 1500.0, "a client waited {slowest} ms");
     Ok(())
 }
 
@@ -60,11 +60,11 @@ fn clients_that_read_nothing_cost_bounded_memory() -> Result<()> {
     let before = resident(&pair)?;
     let unread = front.client("rude.py", &["unread", vip, "80", "60"])?;
     wait_active(front, "weft_outbound_active", |active| active >= 60.0)?;
-    // 6 GB were asked for, and sent as far as there is room.
+    // The request was for 6 GB; the application has sent as much as buffers hold.
     std::thread::sleep(Duration::from_secs(2));
     others(front, vip)?;
     let after = resident(&pair)?;
-    // Less than a megabyte a hop: what is read ahead, what is to be written, and TLS records between.
+    // Less than a megabyte a hop: read and write buffers, and TLS records between.
     ensure!(after.0 < before.0 + 60 && after.1 < before.1 + 60, "memory went from {before:?} to {after:?} MB");
     drop(unread);
     wait_active(front, "weft_outbound_active", |active| active == 0.0)
@@ -76,8 +76,8 @@ fn ten_megabytes_of_headers_are_refused() -> Result<()> {
     others(front, vip)?;
     let before = resident(&pair)?.0;
     for _ in 0..5 {
-        let said = rude(front, "headers", vip, "10")?;
-        ensure!(said.starts_with("HTTP/1.1 431") || said.starts_with("error"), "{said}");
+        let output = rude(front, "headers", vip, "10")?;
+        ensure!(output.starts_with("HTTP/1.1 431") || output.starts_with("error"), "{output}");
     }
     let after = resident(&pair)?.0;
     ensure!(after < before + 20, "memory went from {before} to {after} MB");
@@ -85,8 +85,8 @@ fn ten_megabytes_of_headers_are_refused() -> Result<()> {
     // From a peer without a sidecar too.
     let outside = pair.mesh.pod("outside")?;
     let script = tests_dir().join("apps/rude.py");
-    let said = outside.run("python3", &[&script.to_string_lossy(), "headers", &pair.order.pod.ip, "8080", "10"])?;
-    ensure!(said.starts_with("HTTP/1.1 431") || said.starts_with("error"), "{said}");
+    let output = outside.run("python3", &[&script.to_string_lossy(), "headers", &pair.order.pod.ip, "8080", "10"])?;
+    ensure!(output.starts_with("HTTP/1.1 431") || output.starts_with("error"), "{output}");
     others(front, vip)
 }
 
@@ -94,9 +94,9 @@ fn half_closed_connections_end() -> Result<()> {
     let pair = Pair::start()?;
     let Pair { front, vip, .. } = &pair;
     others(front, vip)?;
-    // As with Envoy: a client that ends its side while it waits has left, and its request is given up.
-    let said = rude(front, "half-close", vip, "/sleep/3000")?;
-    ensure!(said == "closed", "{said}");
+    // As in Envoy, a half-close before the response cancels the request.
+    let output = rude(front, "half-close", vip, "/sleep/3000")?;
+    ensure!(output == "closed", "{output}");
     wait_active(front, "weft_outbound_active", |active| active == 0.0)?;
     wait_active(&pair.order.pod, "weft_inbound_active", |active| active == 0.0)?;
     others(front, vip)
@@ -108,13 +108,13 @@ fn thousands_of_new_names_delay_no_requests() -> Result<()> {
     let _cart = pair.mesh.instance("cart1", "cart", 8080, &[])?;
     others(front, vip)?;
     let before = resident(&pair)?.0;
-    // 12,000 questions as fast as they go, more than are remembered; no answer is waited for.
+    // 12,000 queries at full speed, more than the sidecar keeps; the client reads no answer.
     let flood = "import socket,struct\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\n\
         def q(n):\n n=b''.join(bytes([len(p)])+p for p in n.encode().split(b'.'))+b'\\0'\n \
         s.sendto(struct.pack('>6H',1,256,1,0,0,0)+n+struct.pack('>2H',1,1),('127.0.0.1',15053))\n\
         for i in range(12000): q(f'n{i}.default.svc.cluster.local')\n";
     front.run("python3", &["-c", flood])?;
-    // A name that is new to this sidecar too, and real.
+    // An existing name that this sidecar has not looked up yet.
     wait_for("an answer", Duration::from_secs(3), || {
         let answer = front.curl(&["-f", "--max-time", "2", "http://cart:8080/"])?;
         ensure!(answer.contains("\"cart1\""), "{answer}");

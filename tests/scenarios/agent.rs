@@ -24,17 +24,16 @@ fn python_consul_in_three_pods_with_one_service_id() -> Result<()> {
     let python = python_of("consul")?;
     let script = tests_dir().join("clients/register.py").to_string_lossy().into_owned();
     let mesh = Mesh::start(&[])?;
-    let mut held = Vec::new();
+    let mut instances = Vec::new();
     let mut ips = Vec::new();
     for name in ["order1", "order2", "order3"] {
         let pod = mesh.pod(name)?;
         let app = pod.serve(8080, name)?;
-        let sidecar = mesh.sidecar(&pod, "order-service", &[])?;
-        mesh.redirect(&pod)?;
+        let sidecar = mesh.sidecar_with_redirection(&pod, "order-service", &[])?;
         let seen = pod.run(&python, &[&script, &pod.ip])?;
         ensure!(seen.contains(&format!("{} 8080", pod.ip)), "it finds itself: {seen}");
         ips.push(pod.ip.clone());
-        held.push((pod, app, sidecar));
+        instances.push((pod, app, sidecar));
     }
     let status = mesh.status();
     let registered = status.lines().filter(|l| l.contains(" healthy ") && l.contains(" order-1 on ")).count();
@@ -62,16 +61,15 @@ fn python_consul_uses_the_whole_agent() -> Result<()> {
     let python = python_of("consul")?;
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("order1")?;
-    let _sidecar = mesh.sidecar(&pod, "order-service", &[])?;
-    mesh.redirect(&pod)?;
+    let _sidecar = mesh.sidecar_with_redirection(&pod, "order-service", &[])?;
     let script = tests_dir().join("clients/python_consul.py").to_string_lossy().into_owned();
     let out = pod.run(&python, &[&script, &pod.ip])?;
     print!("{out}");
     Ok(())
 }
 
-/// The answer to a request of the pod's agent: status and headers, and the body.
-fn asked(pod: &Pod, method: &str, path: &str) -> Result<(String, String)> {
+/// The response of the pod's agent: its head and its body.
+fn query(pod: &Pod, method: &str, path: &str) -> Result<(String, String)> {
     let answer = pod.curl(&["-i", "--compressed", "-X", method, &format!("http://127.0.0.1:8500/v1/{path}")])?;
     let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
     Ok((head.to_lowercase(), body.to_owned()))
@@ -84,14 +82,14 @@ fn the_agent_answers_for_the_mesh_while_the_control_plane_is_away() -> Result<()
     let _near = mesh.instance("order2", "order-service", 8080, &near)?;
     let pod = mesh.pod("frontend")?;
     let _sidecar = mesh.sidecar(&pod, "frontend", &["--locality", "eu/b"])?;
-    let json = |path: &str| -> Result<serde_json::Value> { Ok(serde_json::from_str(&asked(&pod, "GET", path)?.1)?) };
+    let json = |path: &str| -> Result<serde_json::Value> { Ok(serde_json::from_str(&query(&pod, "GET", path)?.1)?) };
     wait_for("both instances", Duration::from_secs(15), || {
         let all = json("health/service/order-service?near=_agent")?;
         ensure!(all.as_array().map(Vec::len) == Some(2), "{all}");
         ensure!(all[0]["Node"]["Meta"]["team"] == "shop", "the close one comes first: {all}");
         Ok(())
     })?;
-    let (head, body) = asked(&pod, "GET", "health/service/order-service")?;
+    let (head, body) = query(&pod, "GET", "health/service/order-service")?;
     ensure!(head.contains("content-encoding: gzip") && body.starts_with('['), "{head}");
     let nodes = json("catalog/nodes")?;
     ensure!(nodes.as_array().map(Vec::len) == Some(3), "{nodes}");
@@ -101,53 +99,50 @@ fn the_agent_answers_for_the_mesh_while_the_control_plane_is_away() -> Result<()
     ensure!(of_node["Services"]["order-service-8080"]["Port"] == 8080, "{of_node}");
     let leader = json("status/leader")?;
     ensure!(leader == format!("{}:15012", mesh.center.ip).as_str(), "{leader}");
-    ensure!(asked(&pod, "PUT", "catalog/register")?.0.contains(" 403 "), "without --allow-external");
-    ensure!(asked(&pod, "PUT", "txn")?.0.contains(" 400 "), "an empty transaction");
-    ensure!(asked(&pod, "PUT", "acl/bootstrap")?.0.contains(" 501 "), "not supported");
-    ensure!(asked(&pod, "OPTIONS", "catalog/nodes")?.0.contains("allow: options,get"));
+    ensure!(query(&pod, "PUT", "catalog/register")?.0.contains(" 403 "), "without --allow-external");
+    ensure!(query(&pod, "PUT", "txn")?.0.contains(" 400 "), "an empty transaction");
+    ensure!(query(&pod, "PUT", "acl/bootstrap")?.0.contains(" 501 "), "not supported");
+    ensure!(query(&pod, "OPTIONS", "catalog/nodes")?.0.contains("allow: options,get"));
 
     mesh.control_plane.take().map_or(Ok(()), |c| c.signal("KILL"))?;
-    let (head, kept) = asked(&pod, "GET", "health/service/order-service")?;
+    let (head, cached) = query(&pod, "GET", "health/service/order-service")?;
     ensure!(head.contains(" 200 ") && head.contains("x-cache: hit") && head.contains("age: "), "{head}");
-    ensure!(kept == body, "{kept}");
+    ensure!(cached == body, "{cached}");
     for (method, path) in [
         ("GET", "health/service/order-service?consistent"),
         ("GET", "health/service/cart"),
         ("PUT", "catalog/register"),
     ] {
-        let (head, text) = asked(&pod, method, path)?;
+        let (head, text) = query(&pod, method, path)?;
         ensure!(head.contains(" 500 ") && text == "No cluster leader", "{method} {path}: {head} {text}");
     }
     mesh.start_control_plane()?;
     wait_for("fresh answers", Duration::from_secs(15), || {
-        let (head, _) = asked(&pod, "GET", "health/service/order-service")?;
+        let (head, _) = query(&pod, "GET", "health/service/order-service")?;
         ensure!(head.contains(" 200 ") && !head.contains("x-cache"), "{head}");
         Ok(())
     })
 }
 
-/// A program that speaks mutual TLS itself, past its sidecar.
+/// A program with its own mutual TLS, which bypasses its sidecar.
 fn programs_get_certificates_where_that_is_allowed() -> Result<()> {
     let mesh = Mesh::start(&[])?;
-    mesh.policy(
-        "strict.yaml",
-        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default}\nspec: {mtls: {mode: STRICT}}\n",
-    )?;
+    mesh.strict()?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let (plain, program) = (mesh.pod("plain")?, mesh.pod("frontend")?);
     let _plain = mesh.sidecar(&plain, "frontend", &[])?;
-    let (head, text) = asked(&plain, "GET", "agent/connect/ca/leaf/frontend")?;
+    let (head, text) = query(&plain, "GET", "agent/connect/ca/leaf/frontend")?;
     ensure!(head.contains(" 403 ") && text.contains("--connect-leaf"), "{head} {text}");
     let _sidecar = mesh.sidecar(&program, "frontend", &["--connect-leaf"])?;
-    let (head, text) = asked(&program, "GET", "agent/connect/ca/leaf/order-service")?;
+    let (head, text) = query(&program, "GET", "agent/connect/ca/leaf/order-service")?;
     ensure!(head.contains(" 403 ") && text.contains("may be: frontend"), "{head} {text}");
     let script = tests_dir().join("clients/leaf.py").to_string_lossy().into_owned();
     let answer = program.run("python3", &[&script, "frontend", &order.pod.ip, "8080"])?;
     let answer: serde_json::Value = serde_json::from_str(&answer)?;
-    let named = answer["uri"] == "spiffe://cluster.local/ns/default/sa/frontend";
+    let is_named = answer["uri"] == "spiffe://cluster.local/ns/default/sa/frontend";
     let known = answer["body"].as_str().is_some_and(|body| body.contains("sa/frontend"));
-    ensure!(named && known && answer["status"] == 200, "{answer}");
-    let shown = asked(&program, "GET", "health/connect/order-service")?.1;
+    ensure!(is_named && known && answer["status"] == 200, "{answer}");
+    let shown = query(&program, "GET", "health/connect/order-service")?.1;
     ensure!(shown.contains("order-service-8080"), "{shown}");
     Ok(())
 }
@@ -175,7 +170,7 @@ fn unhealthy_instances_are_not_called() -> Result<()> {
     ensure!(mesh.status().contains("unhealthy"), "{}", mesh.status());
     b.pod.curl(&["-X", "POST", "http://127.0.0.1:8080/well"])?;
     both(true)?;
-    // The application alone dies: its checks fail, callers fail over meanwhile.
+    // The application alone is killed: its checks fail, and callers fail over.
     b.app.signal("KILL")?;
     both(false)
 }
@@ -213,7 +208,7 @@ fn exec_runs_a_command_in_the_mesh() -> Result<()> {
     process.signal("TERM")?;
     ensure!(statuses(&load.results()?).contains_key(&200), "the request in progress was cut off");
     let code = process.wait(Duration::from_secs(20))?;
-    ensure!(code == 0, "the application ends by itself when it is told to: {code}\n{}", process.output());
+    ensure!(code == 0, "the application handles SIGTERM: {code}\n{}", process.output());
     // A command that ends by itself takes the sidecar along, with its exit code.
     let args = [&["exec"][..], &common, &["--service", "order-service", "--port", "8080", "--", "sh", "-c", "exit 7"]]
         .concat();

@@ -1,4 +1,4 @@
-//! Certificates that are not the mesh's.
+//! Certificates of a CA outside the mesh.
 
 use std::path::{Path, PathBuf};
 
@@ -84,14 +84,14 @@ impl Certificates {
             revoked_certs: folders.iter().map(revoked).collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        // Replaced at once: half a list is none.
+        // Replaced atomically: a partial list is invalid.
         let temporary = self.dir.join("new.crl");
         std::fs::write(&temporary, params.signed_by(&self.issuer)?.pem()?)?;
         Ok(std::fs::rename(temporary, self.dir.join(file))?)
     }
 }
 
-/// Of the leaf in a folder, whose name has twenty bytes at most (RFC 5280, 4.1.2.2).
+/// The serial number of the leaf in a folder: the folder's name, at most twenty bytes (RFC 5280, 4.1.2.2).
 fn serial(folder: &str) -> SerialNumber {
     SerialNumber::from_slice(folder.as_bytes())
 }

@@ -1,4 +1,4 @@
-//! Consul's clients, unchanged, each with the sidecar of its pod as its agent; what one registers all others find.
+//! Consul's clients, unmodified, each with the sidecar of its pod as its agent: all find the services of all.
 
 use std::time::Duration;
 
@@ -39,8 +39,7 @@ struct Running {
 fn start(mesh: &Mesh, client: &'static str) -> Result<Running> {
     let pod = mesh.pod(client)?;
     let app = pod.serve(8080, client)?;
-    let sidecar = mesh.sidecar(&pod, client, &[])?;
-    mesh.redirect(&pod)?;
+    let sidecar = mesh.sidecar_with_redirection(&pod, client, &[])?;
     let command = command(client)?;
     let (program, args) = command.split_first().context("no command")?;
     let args: Vec<&str> = args.iter().map(String::as_str).chain([client, &pod.ip]).collect();
@@ -97,16 +96,14 @@ fn traefik_routes_by_the_catalog() -> Result<()> {
     for name in ["order1", "order2"] {
         let pod = mesh.pod(name)?;
         let app = pod.serve(8080, name)?;
-        let sidecar = mesh.sidecar(&pod, "order", &[])?;
-        mesh.redirect(&pod)?;
+        let sidecar = mesh.sidecar_with_redirection(&pod, "order", &[])?;
         let body = r#"{"Name":"order","ID":"o","Port":8080,"Tags":["traefik.enable=true","traefik.http.routers.order.rule=Host(`shop`)"],"Check":{"HTTP":"http://localhost:8080/health","Interval":"1s"}}"#;
         pod.curl(&["-f", "-X", "PUT", "-d", body, "http://127.0.0.1:8500/v1/agent/service/register"])?;
         orders.push((pod, app, sidecar));
     }
     for watch in ["false", "true"] {
         let edge = mesh.pod(&format!("edge-{watch}"))?;
-        let _sidecar = mesh.sidecar(&edge, "edge", &[])?;
-        mesh.redirect(&edge)?;
+        let _sidecar = mesh.sidecar_with_redirection(&edge, "edge", &[])?;
         let watch = format!("--providers.consulcatalog.watch={watch}");
         let args = [
             "--entrypoints.web.address=:8000",

@@ -16,14 +16,31 @@ pub(crate) fn all() -> Vec<Scenario> {
     ]
 }
 
-const TWO: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: order}\nspec: {host: order}\n---\n\
-                   apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: order, namespace: shop}\n\
-                   spec: {hosts: [order], http: [{route: [{destination: {host: order}}]}]}\n";
+const TWO: &str = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: order}
+spec: {host: order}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: order, namespace: shop}
+spec: {hosts: [order], http: [{route: [{destination: {host: order}}]}]}
+";
 
-const RULE: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: order}\n\
-                    spec: {host: order, subsets: [{name: x, labels: {}}]}\n";
-const ROUTE: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: order}\n\
-                     spec: {hosts: [order], http: [{route: [{destination: {host: order, subset: x}}]}]}\n";
+const RULE: &str = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: order}
+spec: {host: order, subsets: [{name: x, labels: {}}]}
+";
+
+const ROUTE: &str = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: order}
+spec: {hosts: [order], http: [{route: [{destination: {host: order, subset: x}}]}]}
+";
 
 fn an_object_that_another_needs_is_not_deleted_or_replaced_without_force() -> Result<()> {
     let mesh = Mesh::start(&[])?;
@@ -47,7 +64,7 @@ fn an_object_that_another_needs_is_not_deleted_or_replaced_without_force() -> Re
         ensure!(text.contains(need) && text.contains("--force"), "{text}");
     }
     ensure!(mesh.weftctl(&["get", "dr/order", "-o", "yaml"])?.contains("name: x"), "nothing was changed");
-    // What goes together needs nothing of each other, in whichever order.
+    // Documents in one file may depend on each other, in any order.
     mesh.weftctl(&["delete", "-f", &both])?;
     mesh.weftctl(&["apply", "-f", &both])?;
     mesh.weftctl(&["delete", "dr/order", "vs/order"])?;

@@ -1,4 +1,4 @@
-//! Routes of connections that are not looked into.
+//! Routes of TCP and passed-through TLS connections.
 
 use std::time::Duration;
 
@@ -52,12 +52,10 @@ fn connections_by_address_and_client() -> Result<()> {
     let _apps = (one.serve(8080, "one")?, two.serve(8080, "two")?);
     mesh.policy("db.yaml", &TCP.replace("FIRST", &one.ip).replace("SECOND", &two.ip))?;
     let (front, _sidecar) = mesh.client("frontend")?;
-    let reports = mesh.pod("reports")?;
-    let _reports = mesh.sidecar(&reports, "reports", &["--label", "app=reports"])?;
-    mesh.redirect(&reports)?;
+    let (reports, _reports) = mesh.client_with("reports", &["--label", "app=reports"])?;
     let from = |pod: &weft_tests::Pod, address: &str, count: usize| -> Result<Vec<String>> {
         let url = format!("http://{address}:9000/");
-        // A connection for each.
+        // A new connection for each request.
         let plan = serde_json::json!({"url": url, "count": count, "keep_alive": false});
         Ok(weft_tests::served_by(&pod.requests(&plan)?))
     };
@@ -71,7 +69,7 @@ fn connections_by_address_and_client() -> Result<()> {
     let all = from(&front, "10.200.2.1", 200)?;
     let ones = all.iter().filter(|name| *name == "one").count();
     ensure!((125..175).contains(&ones), "{ones} of 200 by weight");
-    // No route is for it: to the service itself.
+    // No route matches: the connection goes to the service itself.
     let all = from(&front, "10.200.4.1", 40)?;
     ensure!(all.contains(&"one".to_owned()) && all.contains(&"two".to_owned()), "{all:?}");
     let all = from(&reports, "10.200.3.1", 8)?;
@@ -119,7 +117,7 @@ spec:
     route: [{destination: {host: other.test}}]
 ";
 
-/// Says nothing for longer than a server that speaks first would be waited for; its certificate tells who answers.
+/// A client that is silent for longer than the sidecar waits for a server that speaks first; then it verifies the certificate.
 const LATE: &str = "
 import socket, ssl, sys, time
 address, port, name, ca = sys.argv[1:]
@@ -151,33 +149,31 @@ fn connections_by_server_name() -> Result<()> {
         serve(&pods[3], "b.example.net")?,
     );
     mesh.policy("tls.yaml", &TLS.replace("FIRST", &pods[0].ip).replace("SECOND", &pods[1].ip))?;
-    let front = mesh.pod("frontend")?;
-    let _sidecar =
-        mesh.sidecar(&front, "frontend", &["--workload", "frontend", "--outbound-traffic", "registry-only"])?;
-    mesh.redirect(&front)?;
+    let (front, _sidecar) =
+        mesh.client_with("frontend", &["--workload", "frontend", "--outbound-traffic", "registry-only"])?;
     let ca = certificates.ca();
     let ask = |name: &str, address: &str| {
         let to = format!("{name}:443:{address}");
         front.curl(&["--cacert", &ca, "--resolve", &to, &format!("https://{name}/")])
     };
-    let served = |what: &str, name: &str, address: &str| {
-        wait_for(what, Duration::from_secs(10), || {
+    let served = |case: &str, name: &str, address: &str| {
+        wait_for(case, Duration::from_secs(10), || {
             let answer = ask(name, address)?;
             ensure!(answer == "the application's own TLS", "{answer}");
             Ok(())
         })
     };
-    // The certificate tells which of them it is.
+    // The certificate identifies the server.
     served("its own route", "own.test", "10.201.0.1")?;
     served("another host's endpoint by server name", "a.own.test", "10.201.0.1")?;
     let refused = ask("b.own.test", "10.201.0.1");
     ensure!(refused.is_err(), "no route is for this server name: {refused:?}");
-    // Unknown addresses, and known server names.
+    // Unknown addresses with known server names.
     served("a host of a wildcard, as addressed", "a.example.com", &pods[2].ip)?;
     let refused = ask("b.example.net", &pods[3].ip);
     ensure!(refused.is_err(), "an unknown name passes under REGISTRY_ONLY: {refused:?}");
     served("an endpoint without a declared address", "a.own.test", &pods[1].ip)?;
-    // A client that takes its time is routed by its server name all the same, where nothing says that the port speaks TLS.
+    // A slow client is routed by its server name too, on a port without a declared protocol.
     front.run("python3", &["-c", LATE, "10.201.0.1", "8443", "a.own.test", &ca])?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What makes the proxy cheap, held by what can be counted: system calls, buffers, memory. Times belong to the benchmark.
+//! Costs of the proxy that can be counted: system calls, buffers, memory. Times belong to the benchmark.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use weft_tests::{Mesh, Pair, Pod, Process, statuses, wait_for};
+use weft_tests::{Kind, Mesh, Pair, Pod, Process, document, statuses, wait_for};
 
 use crate::Scenario;
 
@@ -33,9 +33,9 @@ fn traced(sidecar: &Process, load: impl FnOnce() -> Result<()>) -> Result<HashMa
     let counts = tempfile::NamedTempFile::new()?;
     let strace = strace.args(["-c", "-U", "name,calls", "-p", &worker, "-o"]).arg(counts.path()).stderr(Stdio::piped());
     let mut strace = strace.spawn().context("starting strace")?;
-    let mut said = BufReader::new(strace.stderr.take().context("no output")?);
+    let mut output = BufReader::new(strace.stderr.take().context("no output")?);
     let mut line = String::new();
-    said.read_line(&mut line)?;
+    output.read_line(&mut line)?;
     ensure!(line.contains("attached"), "strace: {line}");
     let result = load();
     let interrupted = weft_tests::run("kill", &["-INT", &strace.id().to_string()]);
@@ -60,12 +60,10 @@ const WRITES: [&str; 4] = ["write", "writev", "sendto", "sendmsg"];
 fn a_request_is_two_reads_and_two_writes() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &["--workers", "1"])?;
-    let front = mesh.pod("frontend")?;
-    let sidecar = mesh.sidecar(&front, "frontend", &["--workers", "1"])?;
-    mesh.redirect(&front)?;
+    let (front, sidecar) = mesh.client_with("frontend", &["--workers", "1"])?;
     let vip = mesh.vip("order-service")?;
     let count = 500;
-    // One after the other on one connection, and in between mTLS: so it is at both sidecars.
+    // Sequential requests on one connection, with mTLS between the sidecars: both have the same counts.
     let plan = json!({"url": format!("http://{vip}/"), "count": count, "headers": {"Host": "order-service"}});
     let load = || {
         let results = front.requests(&plan)?;
@@ -77,17 +75,17 @@ fn a_request_is_two_reads_and_two_writes() -> Result<()> {
         let calls = traced(process, load)?;
         let (reads, writes) = (sum(&calls, &READS), sum(&calls, &WRITES));
         let count = count as u64;
-        // What opens and closes the connection, and wakes of other threads, are a few.
-        for (what, n) in [("reads", reads), ("writes", writes)] {
+        // The connection's start and end, and wake-ups of other threads, add a few.
+        for (kind, n) in [("reads", reads), ("writes", writes)] {
             let allowed = 2 * count..=2 * count + count / 20;
-            ensure!(allowed.contains(&n), "{side}: {n} {what} for {count} requests: {calls:?}");
+            ensure!(allowed.contains(&n), "{side}: {n} {kind} for {count} requests: {calls:?}");
         }
     }
     Ok(())
 }
 
-fn many(front: &Pod, what: &str, vip: &str, count: u32) -> Result<Process> {
-    front.client("many.py", &[what, vip, "80", &count.to_string()])
+fn many(front: &Pod, mode: &str, vip: &str, count: u32) -> Result<Process> {
+    front.client("many.py", &[mode, vip, "80", &count.to_string()])
 }
 
 fn idle_connections_hold_no_buffers() -> Result<()> {
@@ -120,16 +118,15 @@ fn bulk_bytes_are_spliced() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let server = mesh.pod("server")?;
     let _source = server.serve(8080, "source")?;
-    let front = mesh.pod("frontend")?;
-    let sidecar = mesh.sidecar(&front, "frontend", &["--workers", "1"])?;
-    mesh.redirect(&front)?;
-    let entry = format!(
-        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: source}}\nspec:\n  hosts: [source.test]\n  \
-         addresses: [240.241.0.1]\n  ports: [{{number: 80, name: tcp, protocol: TCP}}]\n  resolution: STATIC\n  \
-         endpoints: [{{address: {}, ports: {{tcp: 8080}}}}]\n",
-        server.ip
-    );
-    mesh.policy("source.yaml", &entry)?;
+    let (front, sidecar) = mesh.client_with("frontend", &["--workers", "1"])?;
+    let entry = json!({
+        "hosts": ["source.test"],
+        "addresses": ["240.241.0.1"],
+        "ports": [{"number": 80, "name": "tcp", "protocol": "TCP"}],
+        "resolution": "STATIC",
+        "endpoints": [{"address": server.ip, "ports": {"tcp": 8080}}],
+    });
+    mesh.policy("source.yaml", &document(Kind::ServiceEntry, "source", entry))?;
     let url = "http://240.241.0.1/bytes/300000000";
     wait_for("the entry", Duration::from_secs(10), || front.curl(&["-f", "-m", "2", "http://240.241.0.1/"]))?;
     let calls = traced(&sidecar, || {

@@ -1,6 +1,6 @@
-//! Two data centres: control planes that federate, a gateway between them, and what is left when the line is cut.
+//! Two data centres: control planes that federate, a gateway between them, and the loss of the link.
 //!
-//! They share no network but the line between their control planes' machines: what passes there is what one addresses to
+//! They share no network but the link between their control planes' machines, which carries only packets addressed to
 //! the other's control plane or east-west gateway. Pods of one cannot reach pods of the other.
 
 use std::path::Path;
@@ -12,11 +12,11 @@ use weft_tests::{Instance, Mesh, Pod, Process, binary, run, tests_dir, wait_for}
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    scenarios![two_data_centres_stand_in_for_each_other,]
+    scenarios![two_data_centres_fail_over_to_each_other,]
 }
 
 const LINE: [&str; 2] = ["10.98.0.1", "10.98.0.2"];
-/// Seconds for which home must have been better.
+/// Seconds for which the local data centre must be healthy before traffic fails back.
 const FAILBACK: u64 = 3;
 /// The exports of dc2, the listener of its gateway, and STRICT mTLS there.
 const POLICY: &str = "
@@ -44,13 +44,13 @@ metadata: {name: all, namespace: weft-system}
 spec: {mtls: {mode: STRICT}}
 ";
 
-/// A data centre that knows of no other yet.
+/// A data centre without a peer.
 fn centre(name: &str) -> Result<Mesh> {
     let domain = format!("{name}.example");
     Mesh::start(&["--datacenter", name, "--trust-domain", &domain, "--failback", &FAILBACK.to_string()])
 }
 
-/// The line between the machines of two control planes, what it carries to the other's gateway addressed to `gateway`.
+/// The link between the machines of two control planes, with a route to the other's `gateway`.
 fn connect(one: &Mesh, two: &Mesh, gateway: &str) -> Result<()> {
     let [near, far] = [one.center.netns(), two.center.netns()];
     run("ip", &["link", "add", "line", "netns", near, "type", "veth", "peer", "name", "line", "netns", far])?;
@@ -59,7 +59,7 @@ fn connect(one: &Mesh, two: &Mesh, gateway: &str) -> Result<()> {
         mesh.center.run("ip", &["link", "set", "line", "up"])?;
         mesh.center.run("sysctl", &["-qw", "net.ipv4.ip_forward=1"])?;
     }
-    // Callers are seen at the other end by the address of their machine.
+    // The other end sees the address of the caller's machine.
     let rules = "add table ip line; add chain ip line out { type nat hook postrouting priority srcnat; }; \
                  add rule ip line out oifname \"line\" masquerade";
     one.center.run("nft", &[rules])?;
@@ -81,7 +81,7 @@ fn with_peer(mesh: &mut Mesh, own: &str, peer: &str, address: &str, root: &Path)
     mesh.start_control_plane()
 }
 
-/// An instance whose health is what its application says at /health.
+/// An instance whose health check requests /health of its application.
 fn instance(mesh: &Mesh, name: &str, service: &str) -> Result<Instance> {
     mesh.instance(name, service, 8080, &["--health-path", "/health", "--health-interval", "1"])
 }
@@ -96,7 +96,7 @@ fn gateway(mesh: &Mesh, pod: &Pod) -> Result<Process> {
     Ok(process)
 }
 
-/// Who answers so many requests, with what is told of the caller.
+/// The bodies of `count` responses, which name the server and the caller.
 fn answers(front: &Pod, host: &str, count: usize) -> Result<Vec<String>> {
     (0..count).map(|_| front.curl(&["-f", &format!("http://{host}/")])).collect()
 }
@@ -105,13 +105,13 @@ fn from_dc2(answer: &str) -> bool {
     answer.contains("\"far")
 }
 
-/// Whether a TLS client that names `host` is passed on by the gateway, to where it is answered.
+/// Whether the gateway passes a TLS connection with the server name `host` through to a server.
 fn is_passed_on(from: &Pod, gateway: &str, host: &str) -> bool {
     let script = tests_dir().join("apps/mesh_hello.py");
     from.run("python3", &[&script.to_string_lossy(), gateway, "15443", host]).is_ok()
 }
 
-fn two_data_centres_stand_in_for_each_other() -> Result<()> {
+fn two_data_centres_fail_over_to_each_other() -> Result<()> {
     let (mut one, mut two) = (centre("dc1")?, centre("dc2")?);
     two.policy("east-west.yaml", POLICY)?;
     let edge = two.pod("edge")?;
@@ -132,19 +132,19 @@ fn two_data_centres_stand_in_for_each_other() -> Result<()> {
         Ok(())
     })?;
 
-    // At home while home is well.
+    // Requests stay local while the local instance is healthy.
     let all = wait_for("the first answers", Duration::from_secs(10), || answers(&front, "order-service", 20))?;
     ensure!(!all.iter().any(|answer| from_dc2(answer)), "{all:?}");
-    // A service that is there alone: under its usual name, by a virtual IP here, with the caller's own identity.
+    // A service of the other data centre alone: by its usual name, a local virtual IP and the caller's own identity.
     let answer = wait_for("billing", Duration::from_secs(10), || front.curl(&["-f", "http://billing/"]))?;
     ensure!(answer.contains("far-billing"), "{answer}");
     ensure!(answer.contains("spiffe://dc1.example/ns/default/sa/frontend"), "the identity is end to end: {answer}");
-    // Only what is exported is passed on, and only to those who speak as sidecars do.
+    // Only exported services are reachable through the gateway, and only by the sidecars' protocol.
     for (host, passed) in [("order-service", true), ("secret", false), ("unknown", false)] {
         let name = format!("outbound_.0_._.{host}.default.svc.cluster.local");
         ensure!(is_passed_on(&front, &edge.ip, &name) == passed, "{host}: passed on is not {passed}");
     }
-    ensure!(front.curl(&["-f", "http://secret/"]).is_err(), "what is not exported is not known here");
+    ensure!(front.curl(&["-f", "http://secret/"]).is_err(), "a service that is not exported is unknown here");
 
     failover(&one, &near, &front)?;
     questions(&front, &two)?;
@@ -167,7 +167,7 @@ fn prepared_query(front: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// Home falls ill, dc2 stands in; home is well again, and after a while its requests return.
+/// The local instance becomes unhealthy, and traffic fails over to dc2; after recovery it fails back.
 fn failover(one: &Mesh, near: &Instance, front: &Pod) -> Result<()> {
     let started = Instant::now();
     near.pod.curl(&["-f", "-X", "POST", "http://127.0.0.1:8080/sick"])?;
@@ -185,7 +185,7 @@ fn failover(one: &Mesh, near: &Instance, front: &Pod) -> Result<()> {
         explained.contains(": 0 of 1 endpoints here are available") && explained.contains("used for fail-over"),
         "{explained}"
     );
-    // The gateway sees connections, not requests: those of requests at the same time are spread.
+    // The gateway balances connections, not requests: concurrent requests use several.
     let slow = ["http://order-service/sleep/300"; 6];
     let together = front.curl(&[&["-f", "-Z", "--parallel-immediate"], &slow[..]].concat())?;
     ensure!(together.contains("\"far1\"") && together.contains("\"far2\""), "only one has requests: {together}");
@@ -203,7 +203,7 @@ fn failover(one: &Mesh, near: &Instance, front: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// What Consul's API and DNS say of the other data centre.
+/// Consul's API and DNS about the other data centre.
 fn questions(front: &Pod, two: &Mesh) -> Result<()> {
     let get = |path: &str| front.curl(&["-f", &format!("http://127.0.0.1:8500/v1/{path}")]);
     let list = get("health/service/order-service?dc=dc2&passing=1")?;
@@ -213,13 +213,13 @@ fn questions(front: &Pod, two: &Mesh) -> Result<()> {
     ensure!(get("catalog/datacenters")? == "[\"dc1\",\"dc2\"]", "{}", get("catalog/datacenters")?);
     let services = get("catalog/services?dc=dc2")?;
     ensure!(services.contains("billing") && !services.contains("secret"), "{services}");
-    ensure!(get("agent/self")?.contains("\"Datacenter\":\"dc1\""), "an agent knows where it is");
+    ensure!(get("agent/self")?.contains("\"Datacenter\":\"dc1\""), "an agent reports its data centre");
     let dig = |name: &str| front.run("dig", &["+short", "@127.0.0.1", "-p", "8600", name, "A"]);
     let found = dig("order-service.service.dc2.consul")?;
     let mut addresses: Vec<&str> = found.lines().collect();
     addresses.sort_unstable();
     ensure!(addresses.len() == 2 && addresses.iter().all(|a| a.starts_with(prefix(two))), "{found}");
-    ensure!(dig("secret.service.dc2.consul")?.is_empty(), "what is not exported has no name");
+    ensure!(dig("secret.service.dc2.consul")?.is_empty(), "a service that is not exported has no name");
     let here = dig("order-service.service.dc1.consul")?;
     ensure!(here.lines().count() == 1 && !here.starts_with(prefix(two)), "{here}");
     Ok(())
@@ -230,7 +230,7 @@ fn prefix(mesh: &Mesh) -> &str {
     mesh.center.ip.trim_end_matches('1')
 }
 
-/// The line is cut: each goes on by itself; and mended.
+/// The link is cut, and each data centre works alone; the link is restored.
 fn split(one: &Mesh, two: &Mesh, near: &Instance, front: &Pod, gateway: &str) -> Result<()> {
     one.center.run("ip", &["link", "set", "line", "down"])?;
     for (mesh, other) in [(one, "dc2"), (two, "dc1")] {
@@ -242,7 +242,7 @@ fn split(one: &Mesh, two: &Mesh, near: &Instance, front: &Pod, gateway: &str) ->
             Ok(())
         })?;
     }
-    // What it said last is still known, with its age; nothing at home waits for it.
+    // Its last answer is still served, with its age; local queries do not wait.
     let status = one.status();
     ensure!(status.contains("in dc2: 2 of 2 healthy"), "{status}");
     let started = Instant::now();

@@ -1,11 +1,11 @@
-//! What an IstioOperator's `meshConfig` says for the whole mesh.
+//! Mesh-wide settings: `meshConfig` of an IstioOperator.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use weft_tests::{Mesh, statuses, wait_for};
+use weft_tests::{Kind, Mesh, document, statuses, wait_for};
 
 use crate::Scenario;
 
@@ -46,21 +46,21 @@ fn what_the_mesh_has_as_defaults() -> Result<()> {
     let (front, _sidecar) = mesh.client("frontend")?;
     let vip = mesh.vip("order-service")?;
     let outside_url = format!("http://{}:8080/", outside.ip);
-    let outside = |what: &str, wanted: &str| {
-        wait_for(what, SOON, || {
+    let outside = |case: &str, wanted: &str| {
+        wait_for(case, SOON, || {
             let answer = front.curl(&["-i", &outside_url])?;
             ensure!(answer.contains(wanted), "{answer}");
             Ok(())
         })
     };
-    outside("what is unknown passes", "\"name\": \"outside\"")?;
+    outside("passthrough of an unknown destination", "\"name\": \"outside\"")?;
 
     let file = mesh.center.folder("applied").with_extension("yaml");
     std::fs::write(&file, MESH)?;
-    let said = mesh.weftctl(&["apply", "-f", &file.to_string_lossy()])?;
-    ensure!(said.contains("IstioOperator/istio-system/installation created"), "{said}");
-    ensure!(said.contains("warning: `meshConfig.accessLogFile` does not concern the traffic: skipped"), "{said}");
-    outside("what is unknown is refused", " 502 ")?;
+    let output = mesh.weftctl(&["apply", "-f", &file.to_string_lossy()])?;
+    ensure!(output.contains("IstioOperator/istio-system/installation created"), "{output}");
+    ensure!(output.contains("warning: `meshConfig.accessLogFile` does not concern the traffic: skipped"), "{output}");
+    outside("refusal of an unknown destination", " 502 ")?;
 
     // No document names the service: its limits are the mesh's, and so are its retries.
     let plan = json!({
@@ -72,40 +72,39 @@ fn what_the_mesh_has_as_defaults() -> Result<()> {
     })?;
     let why = "overflow; policy=IstioOperator/istio-system/installation; limit=http1MaxPendingRequests=1";
     ensure!(refused["headers"]["x-weft-reason"] == why, "{refused}");
-    let asked = || -> Result<u64> {
+    let requests = || -> Result<u64> {
         let text = order.pod.curl(&["http://127.0.0.1:15020/metrics"])?;
         let lines = text.lines().filter(|line| line.starts_with("istio_requests_total{"));
         let of_code = lines.filter(|line| line.contains("\"destination\"") && line.contains("response_code=\"503\""));
         Ok(of_code.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
     };
-    let before = asked()?;
+    let before = requests()?;
     let url = format!("http://{vip}/status/503");
     let answer = front.curl(&["-i", "-H", "Host: order-service", &url])?;
     ensure!(answer.contains(" 503 "), "{answer}");
     wait_for("three retries", SOON, || {
-        let tried = asked()? - before;
-        ensure!(tried == 4, "{tried} attempts");
+        let attempts = requests()? - before;
+        ensure!(attempts == 4, "{attempts} attempts");
         Ok(())
     })?;
 
-    // What is nearer comes first.
+    // A more specific setting takes precedence.
     mesh.policy("order.yaml", RULE)?;
     wait_for("the service's own limit", SOON, || {
         let counts = statuses(&front.requests(&plan)?);
         ensure!(counts == HashMap::from([(200, 30)]), "{counts:?}");
         Ok(())
     })?;
-    let sidecar = "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: all}\n\
-                   spec: {outboundTrafficPolicy: {mode: ALLOW_ANY}}\n";
-    mesh.policy("sidecar.yaml", sidecar)?;
+    let allow_any = json!({"outboundTrafficPolicy": {"mode": "ALLOW_ANY"}});
+    mesh.policy("sidecar.yaml", &document(Kind::Sidecar, "all", allow_any))?;
     outside("a Sidecar's own mode", "\"name\": \"outside\"")?;
 
-    // A second one is told of, another trust domain is refused.
+    // A second document is reported, another trust domain is refused.
     std::fs::write(&file, MESH.replace("name: installation", "name: second"))?;
-    let said = mesh.weftctl(&["apply", "-f", &file.to_string_lossy()])?;
+    let output = mesh.weftctl(&["apply", "-f", &file.to_string_lossy()])?;
     let ignored =
         "IstioOperator/istio-system/installation is older and has the settings of the mesh: this one is ignored";
-    ensure!(said.contains(ignored), "{said}");
+    ensure!(output.contains(ignored), "{output}");
     std::fs::write(&file, MESH.replace("    accessLogFile: /dev/stdout", "    trustDomain: other.example"))?;
     let refused = mesh.weftctl(&["apply", "-f", &file.to_string_lossy()]);
     let refused = format!("{:#}", refused.err().context("another trust domain was accepted")?);

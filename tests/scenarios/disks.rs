@@ -16,7 +16,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     ]
 }
 
-/// Limit for what takes a moment.
+/// Limit of a wait.
 const SOON: Duration = Duration::from_secs(15);
 
 /// A small file system of its own.
@@ -49,12 +49,18 @@ impl Drop for Disk {
     }
 }
 
+const RULE: &str = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: order, annotations: {example.com/note: 'NOTE'}}
+spec: {host: order-service}
+";
+
 /// Applies a rule of some 300 KB, which no page that happens to be free takes.
 fn apply(mesh: &Mesh, number: u32) -> Result<String> {
     let file = mesh.center.folder("rule.yaml").to_string_lossy().into_owned();
     let note = number.to_string().repeat(300 << 10);
-    let head = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata:\n  name: order\n  annotations:\n";
-    std::fs::write(&file, format!("{head}    example.com/note: \"{note}\"\nspec: {{host: order-service}}\n"))?;
+    std::fs::write(&file, RULE.replace("NOTE", &note))?;
     mesh.weftctl(&["apply", "-f", &file])
 }
 
@@ -66,7 +72,7 @@ fn telemetry(mesh: &Mesh, path: &str) -> Result<String> {
 fn reported(mesh: &Mesh, cause: &str) -> Result<()> {
     let status = mesh.status();
     ensure!(status.contains("NOT WRITABLE") && status.contains(cause), "{status}");
-    ensure!(mesh.weftctl(&["status"]).is_err(), "its exit status says so too");
+    ensure!(mesh.weftctl(&["status"]).is_err(), "its exit status is not 0");
     let ready = telemetry(mesh, "/healthz/ready")?;
     ensure!(ready.ends_with("503") && ready.contains(cause), "{ready}");
     let metrics = telemetry(mesh, "/metrics")?;
@@ -104,7 +110,7 @@ fn a_full_disk_is_reported_and_the_store_recovers_without_a_restart() -> Result<
     let refused = apply(&mesh, 2).err().context("it was applied on a full disk")?.to_string();
     ensure!(refused.contains("No space left") && refused.contains("weft.redb"), "{refused}");
     reported(&mesh, "No space left")?;
-    // What is served goes on, and the instance outlives its lease.
+    // Traffic goes on, and the instance outlives its lease.
     call()?;
     disk.free()?;
     recovered(&mut mesh)?;
@@ -128,13 +134,13 @@ fn etcd_out_of_space_is_reported_by_name_and_recovers() -> Result<()> {
     let refused = refused.to_string();
     ensure!(refused.contains("NOSPACE") && refused.contains("etcdctl alarm disarm"), "{refused}");
     reported(&mesh, "NOSPACE")?;
-    let status = etcd.ask(0, "maintenance/status", "{}")?;
+    let status = etcd.query(0, "maintenance/status", "{}")?;
     let revision = status["header"]["revision"].as_str().context("no revision")?;
-    etcd.ask(0, "kv/compaction", &format!("{{\"revision\":\"{revision}\",\"physical\":true}}"))?;
-    etcd.ask(0, "maintenance/defragment", "{}")?;
+    etcd.query(0, "kv/compaction", &format!("{{\"revision\":\"{revision}\",\"physical\":true}}"))?;
+    etcd.query(0, "maintenance/defragment", "{}")?;
     let member = status["header"]["member_id"].as_str().context("no member")?;
     let disarm = format!("{{\"action\":\"DEACTIVATE\",\"memberID\":\"{member}\",\"alarm\":\"NOSPACE\"}}");
-    etcd.ask(0, "maintenance/alarm", &disarm)?;
+    etcd.query(0, "maintenance/alarm", &disarm)?;
     recovered(&mut mesh)
 }
 
@@ -172,14 +178,14 @@ fn a_damaged_store_names_its_file_and_the_snapshot_that_brings_it_back() -> Resu
     let way_out = format!("weftctl snapshot restore {newest}");
     ensure!(log.contains(&*file.to_string_lossy()) && log.contains("damaged") && log.contains(&way_out), "{log}");
 
-    // The way out leads out. The copy outlives what the empty mesh writes in its place.
-    let kept = mesh.center.folder("kept").to_string_lossy().into_owned();
-    std::fs::copy(&newest, &kept)?;
+    // The remedy works. The copy is kept while the empty mesh writes a new store.
+    let copy = mesh.center.folder("kept").to_string_lossy().into_owned();
+    std::fs::copy(&newest, &copy)?;
     for name in ["weft.redb", "weft.redb.last"] {
         std::fs::rename(mesh.data_dir().join(name), mesh.center.folder(name))?;
     }
     mesh.start_control_plane()?;
-    mesh.weftctl(&["snapshot", "restore", &kept])?;
+    mesh.weftctl(&["snapshot", "restore", &copy])?;
     mesh.control_plane.take().context("it runs")?.signal("TERM")?;
     mesh.start_control_plane()?;
     ensure!(mesh.weftctl(&["get", "-o", "name"])?.contains("DestinationRule/default/order"), "the policy is back");

@@ -1,4 +1,4 @@
-//! Consul's DNS interface, on the control plane and in sidecars, asked by dig and dnspython.
+//! Consul's DNS interface, on the control plane and in sidecars, by dig and dnspython.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -13,13 +13,13 @@ use crate::outside::name_server;
 
 pub(crate) fn all() -> Vec<Scenario> {
     scenarios![
-        dig_and_dnspython_find_what_is_registered,
+        dig_and_dnspython_find_registered_services,
         names_outlive_the_control_plane,
         only_queries_to_the_pods_own_name_servers_are_captured,
     ]
 }
 
-/// What dig prints.
+/// The output of dig.
 struct Answer {
     status: String,
     flags: String,
@@ -55,7 +55,7 @@ fn parse(text: String) -> Result<Answer> {
     Ok(Answer { status, flags, records, text })
 }
 
-/// The answer once it has this data.
+/// Waits for an answer with this data.
 fn dig_until(pod: &Pod, args: &[&str], data: &[&str]) -> Result<Answer> {
     wait_for("an answer", SOON, || {
         let answer = dig(pod, args)?;
@@ -81,7 +81,7 @@ fn instances(
     Ok((pod, sidecar))
 }
 
-fn dig_and_dnspython_find_what_is_registered() -> Result<()> {
+fn dig_and_dnspython_find_registered_services() -> Result<()> {
     let python = python_of("dns")?;
     let mesh = Mesh::start(&[])?;
     let (order1, _s1) =
@@ -92,8 +92,7 @@ fn dig_and_dnspython_find_what_is_registered() -> Result<()> {
     let (many, _s4) = instances(&mesh, "many", "many", many)?;
     let front = mesh.pod("frontend")?;
     front.resolv_conf("nameserver 10.255.255.53\n")?;
-    let _s5 = mesh.sidecar(&front, "frontend", &[])?;
-    mesh.redirect(&front)?;
+    let _s5 = mesh.sidecar_with_redirection(&front, "frontend", &[])?;
     let hex = format!("{:08x}", u32::from(order1.ip.parse::<Ipv4Addr>()?));
 
     for (place, pod) in [("the control plane", &mesh.center), ("a sidecar", &front)] {
@@ -137,13 +136,13 @@ fn dig_and_dnspython_find_what_is_registered() -> Result<()> {
             let soa = none.text.contains("SOA\tns.consul. hostmaster.consul.");
             ensure!(none.status == status && none.records.is_empty() && soa, "{}", none.text);
         }
-        // Too much for a packet: said so, and all of it over TCP.
+        // Too large for a packet: truncated over UDP, complete over TCP.
         let cut = dig(pod, &["many.service.consul", "SRV", "+noedns", "+ignore"])?;
         ensure!(cut.flags.contains(" tc") && (1..40).contains(&cut.records.len()), "{}", cut.text);
         let whole = dig(pod, &["many.service.consul", "SRV", "+noedns"])?;
         ensure!(!whole.flags.contains(" tc") && whole.data().len() == 40, "{}", whole.text);
         ensure!(whole.text.contains("retrying in TCP mode"), "{}", whole.text);
-        // One address a SRV record, though all are on one node.
+        // One address for each SRV record, though all instances are on one node.
         let additional = whole.text.split(";; ADDITIONAL SECTION:").nth(1).unwrap_or_default();
         ensure!(additional.matches(&format!("\tA\t{}\n", many.ip)).count() == 40, "{}", whole.text);
         let large = dig(pod, &["many.service.consul", "SRV", "+bufsize=4096", "+ignore"])?;
@@ -152,10 +151,10 @@ fn dig_and_dnspython_find_what_is_registered() -> Result<()> {
         let script = tests_dir().join("clients/dns_python.py").to_string_lossy().into_owned();
         print!("{}", pod.run(&python, &[&script, &order1.ip, &order2.ip, &many.ip])?);
     }
-    let foreign = dig(&mesh.center, &["example.com"])?;
-    ensure!(foreign.status == "REFUSED", "{}", foreign.text);
+    let outside = dig(&mesh.center, &["example.com"])?;
+    ensure!(outside.status == "REFUSED", "{}", outside.text);
 
-    // Captured queries: a service's address leads through the mesh, everything else is Consul's.
+    // Captured queries: a service's address is its virtual IP, all other answers are Consul's.
     let captured =
         |args: &[&str]| parse(front.run("dig", &[&["@10.255.255.53", "+tries=1", "+time=5"], args].concat())?);
     let vip = mesh.vip("order-service")?;
@@ -172,7 +171,7 @@ fn dig_and_dnspython_find_what_is_registered() -> Result<()> {
     Ok(())
 }
 
-/// A query to another name server reaches it, whatever the pod's own do; one of those that is silent is asked last.
+/// A query to another name server is not captured; of the pod's own servers, a silent one is tried last.
 fn only_queries_to_the_pods_own_name_servers_are_captured() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let (order, _order) = instances(&mesh, "order1", "order-service", [("a".into(), 8080, "v1", true)])?;
@@ -185,8 +184,7 @@ fn only_queries_to_the_pods_own_name_servers_are_captured() -> Result<()> {
     let ((own, (_own, own_server)), (second, _second), (other, _other)) = (own?, second?, other?);
     let front = mesh.pod("frontend")?;
     front.resolv_conf(&format!("nameserver {}\nnameserver {}\n", own.ip, second.ip))?;
-    let _front = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
-    mesh.redirect(&front)?;
+    let _front = mesh.sidecar_with_redirection(&front, "frontend", &["--workload", "frontend"])?;
     let ask = |server: &str, args: &[&str]| {
         let server = format!("@{server}");
         parse(front.run("dig", &[&[server.as_str(), "+tries=1", "+time=8"], args].concat())?)
@@ -196,9 +194,12 @@ fn only_queries_to_the_pods_own_name_servers_are_captured() -> Result<()> {
     ensure!(ask(&own.ip, &[name])?.data() == BTreeSet::from([vip.as_str()]), "captured");
     ensure!(ask(&other.ip, &[name])?.status == "NXDOMAIN", "the mesh's name is none of the other server's");
     ensure!(ask(&own.ip, &["here.example"])?.data() == BTreeSet::from(["192.0.2.1"]), "the pod's first");
-    ensure!(ask(&other.ip, &["here.example"])?.data() == BTreeSet::from(["192.0.2.3"]), "the one that was asked");
+    ensure!(
+        ask(&other.ip, &["here.example"])?.data() == BTreeSet::from(["192.0.2.3"]),
+        "the answer of the other server"
+    );
 
-    // Answers without records carry an SOA, and addresses have names.
+    // Answers without records have an SOA record, and mesh addresses have PTR records.
     for (name, kind, status) in [(name, "AAAA", "NOERROR"), ("gone.default.svc.cluster.local", "A", "NXDOMAIN")] {
         let none = ask(&own.ip, &[name, kind])?;
         let soa = none.text.contains("SOA\tns.dns.svc.cluster.local. hostmaster.svc.cluster.local.");
@@ -213,7 +214,7 @@ fn only_queries_to_the_pods_own_name_servers_are_captured() -> Result<()> {
         node.text
     );
 
-    // One look-up waits for the silent one, the next do not.
+    // Only the first look-up waits for the silent server.
     own_server.signal("STOP")?;
     ensure!(ask(&own.ip, &["here.example"])?.data() == BTreeSet::from(["192.0.2.2"]), "the second answers");
     let began = std::time::Instant::now();
@@ -225,7 +226,7 @@ fn only_queries_to_the_pods_own_name_servers_are_captured() -> Result<()> {
 }
 
 fn names_outlive_the_control_plane() -> Result<()> {
-    // Also where other machines reach it, with a recursor that does not exist.
+    // Also on an address for other machines, with a recursor that is unavailable.
     let listen = ["--dns-listen", "127.0.0.1:8600", "--dns-listen", "0.0.0.0:8601", "--dns-recursor", "192.0.2.1"];
     let mut mesh = Mesh::start(&listen)?;
     let (order, _s1) = instances(&mesh, "order1", "order-service", [("a".into(), 8080, "v1", true)])?;
@@ -239,7 +240,7 @@ fn names_outlive_the_control_plane() -> Result<()> {
     let failed = parse(front.run("dig", &[&center, "-p", "8601", "+tries=1", "+time=5", "example.com"])?)?;
     ensure!(failed.status == "SERVFAIL" && failed.flags.contains(" ra"), "{}", failed.text);
     mesh.control_plane = None;
-    // Older than its TTL, and there all the same.
+    // A stale answer is served.
     wait_for("a stale answer", SOON, || {
         let answer = dig(&front, &[name])?;
         ensure!(answer.data() == BTreeSet::from([order.ip.as_str()]), "{}", answer.text);

@@ -22,9 +22,9 @@ fn the_first_service_of_the_readme_works_as_written() -> Result<()> {
     run_page("README.md")
 }
 
-/// What the shell prints after each block of commands.
+/// The shell prints this line after each block of commands.
 const DONE: &str = "weft-tests-done";
-/// Time for what a block starts in the background, as a reader gives it before the next command.
+/// Time for processes that a block starts in the background, before the next command.
 const READING: Duration = Duration::from_secs(3);
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -81,7 +81,7 @@ fn read(path: &str, run: &mut impl FnMut(&str) -> Result<(String, bool)>) -> Res
             Ok(())
         };
         let begins_something = block.text.contains(" &\n");
-        // A reader looks again: registrations and policies take a moment.
+        // Repeated as a reader would: registrations and policies take a moment.
         let limit = if begins_something { Duration::ZERO } else { LIMIT };
         wait_for(&format!("{path}:{}", block.line), limit, &mut attempt)?;
         if begins_something {
@@ -91,7 +91,7 @@ fn read(path: &str, run: &mut impl FnMut(&str) -> Result<(String, bool)>) -> Res
     Ok(())
 }
 
-/// What a block of commands printed, from `before` on.
+/// The output of a block of commands, from `before` on.
 fn finished(printed: &impl Fn() -> String, before: usize) -> Result<String> {
     wait_for("a block of commands", LIMIT, || {
         let text = printed();

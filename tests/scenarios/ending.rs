@@ -1,4 +1,4 @@
-//! The end of a sidecar beside an application that is still at work.
+//! Drain of a sidecar whose application is still running.
 
 use std::time::{Duration, Instant};
 
@@ -17,10 +17,10 @@ const SOON: Duration = Duration::from_secs(10);
 /// leaves open meanwhile.
 const APPLICATION: &str = "
 import http.client, signal, threading, time
-asked = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: asked.set())
+terminated = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: terminated.set())
 print('up', flush=True)
-asked.wait()
+terminated.wait()
 until = time.time() + 4
 while time.time() < until:
     try:
@@ -32,16 +32,19 @@ while time.time() < until:
     time.sleep(1)
 ";
 
+const MESH: &str = "
+apiVersion: install.istio.io/v1alpha1
+kind: IstioOperator
+metadata: {name: installation, namespace: istio-system}
+spec: {meshConfig: {defaultConfig: {terminationDrainDuration: 1s}}}
+";
+
 fn a_sidecar_outlasts_the_application_that_is_stopped_with_it() -> Result<()> {
     let mesh = Mesh::start(&[])?;
-    let yaml = "apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\n\
-                metadata: {name: installation, namespace: istio-system}\n\
-                spec: {meshConfig: {defaultConfig: {terminationDrainDuration: 1s}}}\n";
-    mesh.policy("mesh.yaml", yaml)?;
+    mesh.policy("mesh.yaml", MESH)?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
     let pod = mesh.pod("job")?;
-    let mut sidecar = mesh.sidecar(&pod, "job", &["--workload", "job", "--drain-min", "2"])?;
-    mesh.redirect(&pod)?;
+    let mut sidecar = mesh.sidecar_with_redirection(&pod, "job", &["--workload", "job", "--drain-min", "2"])?;
     let mut application = pod.spawn("job", "python3", &["-c", APPLICATION])?;
     wait_for("the application", SOON, || {
         ensure!(application.output().contains("up"));
@@ -63,7 +66,7 @@ fn a_sidecar_outlasts_the_application_that_is_stopped_with_it() -> Result<()> {
     let after = begun.elapsed() - ended;
     ensure!(after < Duration::from_secs(3), "{after:?} after the application\n{}", sidecar.output());
 
-    // Where the command line says nothing the mesh does.
+    // Without an option the mesh's setting applies.
     let pod = mesh.pod("idle")?;
     let mut args = mesh.sidecar_args(&pod, "idle", &["--workload", "idle", "--drain-min"])?;
     args.pop();

@@ -31,14 +31,14 @@ fn node(pod: &Pod, app: &str, port: u16, more: &[&str]) -> Result<Process> {
 }
 
 /// Waits until a client sees exactly these instances up.
-fn sees(client: &Process, who: &str, expected: &[String]) -> Result<()> {
+fn sees(client: &Process, name: &str, expected: &[String]) -> Result<()> {
     let mut expected = expected.to_vec();
     expected.sort();
     let expected = expected.join(" ");
-    wait_for(who, SOON, || {
+    wait_for(name, SOON, || {
         let output = client.output();
         let last = output.lines().rev().find_map(|line| line.strip_prefix("sees")).unwrap_or(" nothing yet");
-        ensure!(last.trim() == expected, "{who} sees {:?}, not {expected:?}\n{output}", last.trim());
+        ensure!(last.trim() == expected, "{name} sees {:?}, not {expected:?}\n{output}", last.trim());
         Ok(())
     })
 }
@@ -55,7 +55,7 @@ fn consul_status(pod: &Pod, service: &str) -> Result<String> {
     Ok(lease.map_or("", |check| check["Status"].as_str().unwrap_or("?")).to_owned())
 }
 
-/// Waits until a call to the service in the mesh is answered so.
+/// Waits until a call to the service in the mesh has this answer.
 fn called(mesh: &Mesh, from: &Pod, service: &str, status: u64) -> Result<()> {
     let url = format!("http://{}/", mesh.vip(service)?);
     wait_for("a call", SOON, || {
@@ -73,10 +73,10 @@ fn eureka_clients_find_each_other_and_are_in_the_mesh() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let cart = mesh.instance("cart1", "cart", 9090, &[])?;
     let mut pods = Vec::new();
-    let mut held = Vec::new();
+    let mut processes = Vec::new();
     for (name, account) in [("order1", "order"), ("web1", "web")] {
         let pod = mesh.pod(name)?;
-        held.push((pod.serve(8080, name)?, mesh.sidecar(&pod, account, &[])?));
+        processes.push((pod.serve(8080, name)?, mesh.sidecar(&pod, account, &[])?));
         mesh.redirect(&pod)?;
         pods.push(pod);
     }
@@ -84,7 +84,7 @@ fn eureka_clients_find_each_other_and_are_in_the_mesh() -> Result<()> {
     let at = |app: &str, pod: &Pod, port: u16| format!("{app}@{}:{port}", pod.ip);
     let (cart_up, order_up, web_up) = (at("CART", &cart.pod, 9090), at("ORDER", order, 8080), at("WEB", web, 8080));
 
-    // Each sees the other, and what neither of them registered; so does Consul's API, and the mesh takes calls there.
+    // Each client sees the other's instances and those of other sources; so does Consul's API, and the mesh routes calls to them.
     let mut py = python(order, "order", 8080)?;
     sees(&py, "Python", &[cart_up.clone(), order_up.clone()])?;
     let watcher = node(&cart.pod, "cart", 9090, &["delta"])?;
@@ -100,8 +100,8 @@ fn eureka_clients_find_each_other_and_are_in_the_mesh() -> Result<()> {
     ensure!(mesh.status().contains("version=v1"), "metadata are labels:\n{}", mesh.status());
     called(&mesh, web, "order", 200)?;
     called(&mesh, order, "web", 200)?;
-    let named = web.run("dig", &["+short", "@127.0.0.1", "-p", "8600", "order.service.consul"])?;
-    ensure!(named.trim() == order.ip, "{named}");
+    let addresses = web.run("dig", &["+short", "@127.0.0.1", "-p", "8600", "order.service.consul"])?;
+    ensure!(addresses.trim() == order.ip, "{addresses}");
     let answer = web.curl(&["-f", &format!("http://{}:8080/", order.ip)])?;
     ensure!(answer.contains("sa/web"), "to the address that the client was given: {answer}");
     wait_for("heartbeats", SOON, || {
@@ -110,7 +110,7 @@ fn eureka_clients_find_each_other_and_are_in_the_mesh() -> Result<()> {
         Ok(())
     })?;
 
-    // Taken out by an operator it is not called; taken back it is.
+    // An instance that an operator takes out of service gets no calls until it is back.
     let id = format!("{}:order:8080", order.ip);
     let status = |value: &str| {
         order.run(&python_of("eureka")?, &[&script("py_eureka.py"), "status", SERVER, "ORDER", &id, value])
@@ -135,7 +135,7 @@ fn eureka_clients_find_each_other_and_are_in_the_mesh() -> Result<()> {
         ensure!(!output.contains("error") && !output.contains("fail"), "a client is not content:\n{output}");
     }
 
-    // One that died without a word is not called when its lease is over, and is when it comes back.
+    // A killed instance gets no calls after its lease, and gets calls again after its return.
     py.signal("KILL")?;
     py.wait(SOON)?;
     sees(&js, "JavaScript", &without_order)?;
@@ -146,7 +146,7 @@ fn eureka_clients_find_each_other_and_are_in_the_mesh() -> Result<()> {
     sees(&js, "JavaScript", &all)?;
     called(&mesh, web, "order", 200)?;
 
-    // One that ends is gone.
+    // An instance that deregisters is removed.
     js.signal("TERM")?;
     ensure!(js.wait(SOON)? == 0 && js.output().contains("stopped"), "{}", js.output());
     let left = [cart_up, order_up];
@@ -198,11 +198,11 @@ fn eureka_is_answered_while_the_control_plane_is_away() -> Result<()> {
         ensure!(head.contains(" 200 ") && head.contains("x-cache: hit") && text == *expected, "{head}{text}");
     }
     ensure!(ask("GET", "apps/delta", json, "")?.0.contains(" 503 "));
-    // What is of this pod goes on.
+    // Instances of this pod stay.
     ensure!(ask("PUT", "apps/WEB/web-1", "*/*", "")?.0.contains(" 200 "));
     ensure!(ask("PUT", "apps/WEB/web-1/metadata?version=v2", "*/*", "")?.0.contains(" 200 "));
     mesh.start_control_plane()?;
-    wait_for("what changed meanwhile", SOON, || {
+    wait_for("the changes of the outage", SOON, || {
         let (head, text) = ask("GET", "apps/WEB/web-1", json, "")?;
         ensure!(head.contains(" 200 ") && text.contains(r#""version":"v2""#), "{head}{text}");
         Ok(())

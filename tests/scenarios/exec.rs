@@ -25,7 +25,7 @@ fn a_second_sidecar_in_a_namespace_is_refused_and_a_second_command_joins() -> Re
     let why = format!("another weft-sidecar of order-service (process {}) serves port 15001", order.sidecar.id());
     ensure!(code == 1 && log.contains(&why) && log.contains("weft-sidecar exec --netns"), "{code}: {log}");
 
-    // A command of the same service joins the sidecar that runs, one of another is refused like its sidecar would be.
+    // A command of the same service joins the running sidecar; a command of another service is refused, as its sidecar would be.
     let exec = |service: &str| -> Result<Process> {
         let token = mesh.token(service)?.to_string_lossy().into_owned();
         let control = format!("{}:15012", mesh.center.ip);
@@ -39,7 +39,7 @@ fn a_second_sidecar_in_a_namespace_is_refused_and_a_second_command_joins() -> Re
     let mut refused = exec("billing")?;
     let code = refused.wait(SOON)?;
     ensure!(code == 1 && refused.output().contains("another weft-sidecar of order-service"), "{}", refused.output());
-    // Nothing of it disturbed the one that runs, and when it is gone another may come.
+    // The running sidecar is undisturbed, and after its end another may start.
     let (front, _sidecar) = mesh.client("frontend")?;
     let url = format!("http://{}:8080/", order.pod.ip);
     ensure!(front.curl(&["-f", &url])?.contains("sa/frontend"));
@@ -56,11 +56,11 @@ fn netns(mesh: &Mesh, name: &str, service: &str, options: &[&str], command: &[&s
     mesh.center.spawn_as_host(name, binary("weft-sidecar")?, &all)
 }
 
-/// A control plane on a machine's loopback, and commands beside it: all of an ordinary user, where this test may become one.
+/// A control plane on a machine's loopback, and commands beside it, run by an ordinary user if the test can switch to one.
 struct Machine {
     mesh: Mesh,
     folder: String,
-    /// What makes a program an ordinary user's; empty: this test is one already.
+    /// The command that switches to an ordinary user; empty if the test runs as one.
     user: Vec<&'static str>,
 }
 
@@ -71,7 +71,7 @@ impl Machine {
         let user: Vec<&str> = ["setpriv", "--reuid", "1000", "--regid", "1000", "--clear-groups"].into();
         let other = std::process::Command::new(user[0]).args(&user[1..]).arg("true").output()?.status.success();
         std::fs::create_dir_all(format!("{folder}/policies"))?;
-        // An ordinary user does not see where this is built.
+        // The build folder may be unreadable for an ordinary user.
         for name in ["weft-sidecar", "weft-control-plane", "weftctl"] {
             let (from, to) = (binary(name)?, format!("{folder}/{name}"));
             std::fs::write(&to, "")?;
@@ -86,10 +86,10 @@ impl Machine {
         (all.remove(0), all)
     }
 
-    fn spawn(&self, what: &str, program: &str, args: &[&str]) -> Result<Process> {
+    fn spawn(&self, name: &str, program: &str, args: &[&str]) -> Result<Process> {
         let program = format!("{}/{program}", self.folder);
         let (program, args) = self.all(&program, args);
-        self.mesh.center.spawn_with(what, program, &args, &[("PATH".into(), "/usr/bin:/bin".into())])
+        self.mesh.center.spawn_with(name, program, &args, &[("PATH".into(), "/usr/bin:/bin".into())])
     }
 
     fn weftctl(&self, args: &[&str]) -> Result<String> {
@@ -124,7 +124,7 @@ impl Machine {
     }
 }
 
-/// The first thing that a newcomer types: all on one machine, no root, no bridge, no address plan.
+/// The first steps on one machine: no root, no bridge, no address plan.
 fn exec_netns_needs_no_root_and_no_address() -> Result<()> {
     let machine = Machine::new()?;
     let folder = &machine.folder;
@@ -148,7 +148,7 @@ fn exec_netns_needs_no_root_and_no_address() -> Result<()> {
     };
     let line = registered("hello-8000")?;
     ensure!(line.trim().starts_with("127.") && line.contains("sa/hello"), "{line}");
-    // By name and mTLS, as the user who called; destinations outside the mesh are reached through the machine's network, and the
+    // By name and mTLS, with the caller's identity; destinations outside the mesh are reached through the machine's network, and the
     // pod's own agent registers another port.
     let outside = machine.mesh.pod("outside")?;
     let _web = outside.spawn("web", "python3", &["-u", "-m", "http.server", "9000"])?;
@@ -162,12 +162,12 @@ fn exec_netns_needs_no_root_and_no_address() -> Result<()> {
     );
     let mut client = machine.exec("client", &[], &["sh", "-c", &script])?;
     let code = client.wait(SOON)?;
-    let said = client.output();
-    ensure!(code == 7, "{code}: {said}");
+    let output = client.output();
+    ensure!(code == 7, "{code}: {output}");
     let user = if machine.user.is_empty() { "0" } else { "1000" };
     for wanted in [user, "CapEff:\t0000000000000000", "sa/client", "outside\n", "put\n"] {
-        let found = said.lines().any(|line| line == wanted.trim()) || said.contains(wanted);
-        ensure!(found || (wanted.starts_with("Cap") && machine.user.is_empty()), "{wanted}: {said}");
+        let found = output.lines().any(|line| line == wanted.trim()) || output.contains(wanted);
+        ensure!(found || (wanted.starts_with("Cap") && machine.user.is_empty()), "{wanted}: {output}");
     }
     // Both directions at once, and a second pod with the same port: each has an address of its own.
     let second = ["python3", &visible, "8000", "hello2"];
@@ -176,10 +176,10 @@ fn exec_netns_needs_no_root_and_no_address() -> Result<()> {
     ensure!(line.contains(":8000 "), "{line}");
     let mut client = machine.exec("client", &[], &["curl", "-sS", "-m", "5", "-H", "Host: other", "http://other/"])?;
     ensure!(client.wait(SOON)? == 0 && client.output().contains("hello2"), "{}", client.output());
-    // One data folder is one pod's.
+    // Two pods cannot share a data folder.
     let mut same = machine.exec("hello", &[], &["true"])?;
     ensure!(same.wait(SOON)? == 1 && same.output().contains("with the same --data-dir"), "{}", same.output());
-    // SIGTERM: out of the mesh first, and nothing is left.
+    // SIGTERM: the instance is deregistered first, and no process or file is left.
     service.signal("TERM")?;
     ensure!(service.wait(Duration::from_secs(30))? == 0, "{}", service.output());
     ensure!(service.output().contains("drained"), "{}", service.output());
@@ -197,7 +197,7 @@ fn exec_netns_needs_no_root_and_no_address() -> Result<()> {
     Ok(())
 }
 
-/// The address at which the mesh knows the one instance of a service that is healthy.
+/// The address in the mesh of the only healthy instance of a service.
 fn address_of(mesh: &Mesh, id: &str) -> Result<String> {
     wait_for("the pod's registration", SOON, || {
         let status = mesh.status();
@@ -207,7 +207,7 @@ fn address_of(mesh: &Mesh, id: &str) -> Result<String> {
     })
 }
 
-/// What `exec --netns` has made and not removed.
+/// Namespaces, links and files that `exec --netns` has created and not removed.
 fn left(mesh: &Mesh) -> Result<String> {
     let namespaces = weft_tests::run("ip", &["netns", "list"])?;
     let links = mesh.center.run("ip", &["-o", "link"])?;
@@ -231,7 +231,7 @@ fn exec_netns_makes_a_pod_and_leaves_nothing_behind() -> Result<()> {
     ensure!(call()?.contains("sa/frontend"));
     ensure!(mesh.center.curl(&["-f", &format!("http://{ip}:8080/")])?.contains("order1"));
 
-    // A second service with the same port beside it, at an address that was asked for; they call each other, and a
+    // A second service with the same port, at an address given by an option; they call each other, and a
     // machine outside.
     let outside = mesh.pod("outside")?;
     let web = outside.spawn("web", "python3", &["-u", "-m", "http.server", "9000"])?;
@@ -245,13 +245,13 @@ fn exec_netns_makes_a_pod_and_leaves_nothing_behind() -> Result<()> {
     ensure!(address_of(&mesh, "billing-8080").map_err(|e| e.context(billing.output()))? == "10.77.7.2");
     wait_for("its calls", SOON, || {
         ensure!(billing.output().contains("sa/billing"), "{}", billing.output());
-        // The address was asked for, so it is not hidden behind this machine's.
+        // A given address is not masqueraded.
         ensure!(web.output().contains("10.77.7.2 - -"), "{}", web.output());
         Ok(())
     })?;
-    // The other one's address was not, and this machine is where it calls other machines from.
-    let made = process.output();
-    let (_, name) = made.split_once("made the network namespace ").context(made.clone())?;
+    // A chosen address is masqueraded: other machines see this machine's.
+    let output = process.output();
+    let (_, name) = output.split_once("made the network namespace ").context(output.clone())?;
     let name = name.split_whitespace().next().context("no name")?;
     weft_tests::run(
         "ip",
@@ -268,7 +268,7 @@ fn exec_netns_makes_a_pod_and_leaves_nothing_behind() -> Result<()> {
     })?;
     ensure!(call()?.contains("sa/frontend"), "and nothing happens to the first one");
 
-    // Killed: what is inside ends too, and the next start makes the same pod anew.
+    // Killed: the processes inside end too, and the next start creates the same pod again.
     process.signal("KILL")?;
     process.wait(SOON)?;
     ensure!(left(&mesh)?.contains("weft"), "a killed process cannot clean up");
@@ -279,17 +279,17 @@ fn exec_netns_makes_a_pod_and_leaves_nothing_behind() -> Result<()> {
     })?;
     ensure!(address_of(&mesh, "order-service-8080")? == ip, "its address is the same");
 
-    // Ended in order: nothing is left.
+    // Stopped by SIGTERM: nothing is left.
     process.signal("TERM")?;
     let code = process.wait(Duration::from_secs(30))?;
-    ensure!(code == 0, "the application ends by itself when it is told to: {code}\n{}", process.output());
+    ensure!(code == 0, "the application handles SIGTERM: {code}\n{}", process.output());
     let mut billing = billing;
     billing.signal("TERM")?;
     billing.wait(Duration::from_secs(30))?;
     ensure!(left(&mesh)?.is_empty(), "{}", left(&mesh)?);
     ensure!(!mesh.status().contains("healthy"), "{}", mesh.status());
 
-    // Name servers on this machine's loopback are none for the pod: it gets those that systemd-resolved asks.
+    // Name servers on this machine's loopback are unreachable for the pod: it gets the upstream servers of systemd-resolved.
     let usual = std::fs::read_to_string("/etc/resolv.conf")?;
     std::fs::create_dir_all("/run/systemd/resolve")?;
     std::fs::write("/run/systemd/resolve/resolv.conf", "nameserver 10.9.8.7\n")?;
@@ -299,12 +299,12 @@ fn exec_netns_makes_a_pod_and_leaves_nothing_behind() -> Result<()> {
     std::fs::write("/etc/resolv.conf", usual)?;
     let cat = cat?;
     ensure!(cat.lines().any(|l| l == "nameserver 10.9.8.7"), "{cat}");
-    // Pods of other scenarios have folders there too; ours begin so.
+    // Pods of other scenarios have folders there too; these have this prefix.
     let left =
         std::fs::read_dir("/etc/netns")?.flatten().find(|f| f.file_name().to_string_lossy().starts_with("weft-"));
     ensure!(left.is_none(), "a folder is left: {left:?}");
 
-    // Mistakes are named.
+    // Errors name the mistake.
     let refusal = |name: &str, options: &[&str], words: &str| -> Result<()> {
         let mut process = netns(&mesh, name, "order-service", options, &["true"])?;
         let code = process.wait(SOON)?;
@@ -313,13 +313,13 @@ fn exec_netns_makes_a_pod_and_leaves_nothing_behind() -> Result<()> {
     };
     refusal("a", &["--netns=10.1.2.3/31"], "an address and prefix such as 10.87.0.2/30")?;
     refusal("b", &["--netns=10.78.7.2/30", "--control-plane", "127.0.0.1:15012"], "is on this machine's loopback")?;
-    let anybody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
-    if weft_tests::run("setpriv", &[&anybody[..], &["true"]].concat()).is_ok() {
+    let unprivileged = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    if weft_tests::run("setpriv", &[&unprivileged[..], &["true"]].concat()).is_ok() {
         let sidecar = std::fs::read(binary("weft-sidecar")?)?;
         std::fs::write("/run/weft-sidecar", sidecar)?;
         weft_tests::run("chmod", &["755", "/run", "/run/weft-sidecar"])?;
         let exec = ["/run/weft-sidecar", "exec", "--control-plane", "10.0.0.1:1", "--netns=10.1.2.2/30", "--", "true"];
-        let refused = weft_tests::run("setpriv", &[&anybody[..], &exec].concat());
+        let refused = weft_tests::run("setpriv", &[&unprivileged[..], &exec].concat());
         let refused =
             refused.err().context("a user other than root gives a pod an address of the machine")?.to_string();
         ensure!(refused.contains("needs root"), "{refused}");
@@ -335,7 +335,7 @@ fn exec_reaps_orphans_and_passes_no_capabilities_on() -> Result<()> {
     let sidecar = binary("weft-sidecar")?.to_string_lossy().into_owned();
     let config = ["exec", "--control-plane", &control, "--token-file", &token, "--data-dir", "/run/worker", "--"];
     let orphans = "for i in 1 2 3; do (sleep 6 &); done; ";
-    // Beside others: the orphans are the sidecar's, and gone when they have ended.
+    // Beside other processes: the sidecar adopts orphans and reaps them.
     let script = format!("{orphans} exec sleep 600");
     let process = pod.spawn("exec", &sidecar, &[&config[..], &["sh", "-c", &script]].concat())?;
     let children = || weft_tests::run("ps", &["-o", "stat=,args=", "--ppid", &process.id().to_string()]);
@@ -367,7 +367,7 @@ fn exec_reaps_orphans_and_passes_no_capabilities_on() -> Result<()> {
     let code = process.wait(SOON)?;
     let log = process.output();
     ensure!(code == 0 && log.matches("\t0000000000000000").count() == 3, "the command has capabilities: {code}: {log}");
-    // The proxy kept its own: the redirection was made before, and removed after.
+    // The proxy kept its capabilities: it installed the redirection before, and removed it after.
     ensure!(log.contains("traffic is redirected") && !log.contains("the redirection stays"), "{log}");
     ensure!(pod.run("nft", &["list", "tables"])?.is_empty());
     Ok(())

@@ -1,4 +1,4 @@
-//! What `weftctl route` says of a request, and what becomes of the request.
+//! The explanation of a request by `weftctl route`, compared with the request itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use weft_tests::{Mesh, Pod, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    scenarios![a_request_gets_what_weftctl_route_says,]
+    scenarios![weftctl_route_predicts_the_response,]
 }
 
 const POLICY: &str = r#"
@@ -41,19 +41,19 @@ spec:
     route: [{destination: {host: order-service, subset: v1}}]
 "#;
 
-/// What is said of a request.
-fn told(mesh: &Mesh, args: &[&str]) -> Result<Value> {
+/// The explanation of a request.
+fn explain(mesh: &Mesh, args: &[&str]) -> Result<Value> {
     Ok(serde_json::from_str(&mesh.weftctl(&[&["route", "--output", "json"], args].concat())?)?)
 }
 
-/// Its one destination's subset, and the endpoint that its key gets.
-fn key(told: &Value) -> Result<(String, String)> {
-    let to = &told["destinations"][0];
-    let endpoint = to["hash"]["endpoint"].as_str().with_context(|| format!("no endpoint: {told:#}"))?;
+/// The subset of the explanation's only destination, and the endpoint of the request's key.
+fn key(explanation: &Value) -> Result<(String, String)> {
+    let to = &explanation["destinations"][0];
+    let endpoint = to["hash"]["endpoint"].as_str().with_context(|| format!("no endpoint: {explanation:#}"))?;
     Ok((to["subset"].as_str().unwrap_or_default().to_owned(), endpoint.to_owned()))
 }
 
-fn a_request_gets_what_weftctl_route_says() -> Result<()> {
+fn weftctl_route_predicts_the_response() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", POLICY)?;
     let zone = |name: &str, version: &str, locality: &str| {
@@ -72,8 +72,8 @@ fn a_request_gets_what_weftctl_route_says() -> Result<()> {
     let client = |name: &str| -> Result<_> {
         let pod = mesh.pod(name)?;
         let label = format!("app={name}");
-        let sidecar = mesh.sidecar(&pod, name, &["--workload", name, "--label", &label, "--locality", "eu/a"])?;
-        mesh.redirect(&pod)?;
+        let sidecar =
+            mesh.sidecar_with_redirection(&pod, name, &["--workload", name, "--label", &label, "--locality", "eu/a"])?;
         Ok((pod, sidecar))
     };
     let (front, _front) = client("front")?;
@@ -91,29 +91,32 @@ fn a_request_gets_what_weftctl_route_says() -> Result<()> {
         Ok(())
     })?;
 
-    // A key's endpoint is the one that serves it, and far ones get no request.
+    // The endpoint of a key serves it, and far endpoints get no request.
     let mut seen = BTreeSet::new();
     for user in 0..12 {
         let header = format!("user-id: user-{user}");
-        let told = told(&mesh, &["order-service/v1/x", "--from", "front", "-H", &header])?;
-        let (subset, endpoint) = key(&told)?;
+        let explanation = explain(&mesh, &["order-service/v1/x", "--from", "front", "-H", &header])?;
+        let (subset, endpoint) = key(&explanation)?;
         let served = served_by(&front, "/v1/x", &header)?;
-        ensure!(subset == "v1" && names.get(&endpoint) == Some(&served.as_str()), "{served}, not {told:#}");
+        ensure!(subset == "v1" && names.get(&endpoint) == Some(&served.as_str()), "{served}, not {explanation:#}");
         seen.insert(served);
     }
     ensure!(seen.iter().map(String::as_str).collect::<Vec<_>>() == ["order1", "order2"], "{seen:?}");
     // By the route of a header, and of the caller's labels; the key is the caller's own address.
     for (pod, header, matched) in [(&front, "x-beta: yes", 0), (&lab, "x-beta: no", 1)] {
-        let told = told(&mesh, &["order-service/v1", "--from", &pod.name, "-H", header])?;
-        let (subset, endpoint) = key(&told)?;
+        let explanation = explain(&mesh, &["order-service/v1", "--from", &pod.name, "-H", header])?;
+        let (subset, endpoint) = key(&explanation)?;
         let served = served_by(pod, "/v1", header)?;
-        ensure!(subset == "v2" && names.get(&endpoint) == Some(&served.as_str()), "{served}, not {told:#}");
-        ensure!(told["routes"]["taken"] == serde_json::json!({"route": "http[1]", "name": "beta", "matched": matched}));
+        ensure!(subset == "v2" && names.get(&endpoint) == Some(&served.as_str()), "{served}, not {explanation:#}");
+        ensure!(
+            explanation["routes"]["taken"]
+                == serde_json::json!({"route": "http[1]", "name": "beta", "matched": matched})
+        );
     }
 
     let text = mesh.weftctl(&["route", "order-service/teapot", "--from", "default/front"])?;
     ensure!(text.contains("answered 418 by directResponse"), "{text}");
-    // What fails, fails with what the client would be told.
+    // An explained failure has the client's reason.
     let fails = |args: &[&str], wanted: &str| match mesh.weftctl(&[&["route"], args].concat()) {
         Err(e) if e.to_string().contains(wanted) => Ok(()),
         other => Err(anyhow::anyhow!("{args:?}: {other:?}, not {wanted}")),

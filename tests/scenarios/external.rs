@@ -14,7 +14,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios![programs_without_a_sidecar_register_at_the_control_plane,]
 }
 
-/// What the control plane answers to a pod: the status and the body.
+/// The control plane's response to a pod: status and body.
 fn ask(mesh: &Mesh, pod: &Pod, token: &str, method: &str, path: &str, body: &Value) -> Result<(u16, String)> {
     let root = mesh.data_dir().join("root.pem").to_string_lossy().into_owned();
     let url = format!("https://{}:8501/v1/{path}", mesh.center.ip);
@@ -33,7 +33,7 @@ fn token(mesh: &Mesh, args: &[&str]) -> Result<String> {
     Ok(mesh.weftctl(&all)?.trim().to_owned())
 }
 
-/// Waits until calls in the mesh are answered by these, and all are.
+/// Waits until exactly these instances answer calls in the mesh.
 fn calls(mesh: &Mesh, front: &Pod, expected: &[&str]) -> Result<()> {
     wait_for("calls", SOON, || {
         let url = format!("http://{}/", mesh.vip("order")?);
@@ -71,7 +71,7 @@ fn programs_without_a_sidecar_register_at_the_control_plane() -> Result<()> {
     }
     let [(one, _), (two, _)] = &pods[..] else { anyhow::bail!("two pods") };
 
-    // What may not be is refused, and says why.
+    // Forbidden registrations are refused with a reason.
     let null = Value::Null;
     let mut elsewhere = registration.clone();
     elsewhere["Address"] = json!(two.ip);
@@ -90,7 +90,7 @@ fn programs_without_a_sidecar_register_at_the_control_plane() -> Result<()> {
         ensure!(got == status && text.contains(words), "{method} {path}: {got} {text}");
     }
 
-    // The mesh calls both, and follows their checks.
+    // The mesh routes calls to both, by the results of their checks.
     calls(&mesh, &front, &["legacy1", "legacy2"])?;
     one.curl(&["-f", "http://127.0.0.1:8080/sick"])?;
     calls(&mesh, &front, &["legacy2"])?;
@@ -117,14 +117,14 @@ fn programs_without_a_sidecar_register_at_the_control_plane() -> Result<()> {
     eureka(&mesh, &front, &order)
 }
 
-/// What somebody else knows of is written into the catalog, by python-consul.
+/// A service outside the mesh is written into the catalog, by python-consul.
 fn written_by_others(mesh: &Mesh, front: &Pod, from: &Pod, token: &str) -> Result<()> {
     let third = mesh.pod("legacy3")?;
     let _app = third.serve(8080, "legacy3")?;
     let root = mesh.data_dir().join("root.pem").to_string_lossy().into_owned();
-    let write = |what: &str| {
+    let write = |call: &str| {
         let script = format!(
-            "import consul; c = consul.Consul({:?}, 8501, scheme='https', verify={root:?}, token={token:?}); assert c.catalog.{what}",
+            "import consul; c = consul.Consul({:?}, 8501, scheme='https', verify={root:?}, token={token:?}); assert c.catalog.{call}",
             mesh.center.ip
         );
         from.run(&python_of("consul")?, &["-c", &script])

@@ -1,11 +1,11 @@
-//! Policy fields one by one: each seen to do, from outside, what Istio's reference says of it.
+//! Policy fields one by one: the effect of each, observed from outside, is that of Istio's reference.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weft_tests::{Instance, Mesh, Pod, Process, served_by, statuses, tests_dir, wait_for};
+use weft_tests::{Instance, Kind, Mesh, Pod, Process, document, served_by, statuses, tests_dir, wait_for};
 
 use crate::Scenario;
 
@@ -46,21 +46,16 @@ impl Setting {
     }
 
     /// A DestinationRule for `order-service`, in place of the one before.
-    fn rule(&self, traffic_policy: &str) -> Result<()> {
-        let text = format!(
-            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: order}}\n\
-             spec: {{host: order-service, trafficPolicy: {traffic_policy}}}\n"
-        );
-        self.mesh.policy("rule.yaml", &text)
+    fn rule(&self, traffic_policy: Value) -> Result<()> {
+        let spec = json!({"host": "order-service", "trafficPolicy": traffic_policy});
+        self.mesh.policy("rule.yaml", &document(Kind::DestinationRule, "order", spec))
     }
 
     /// The one route of a VirtualService for `order-service`, in place of the one before.
-    fn route(&self, fields: &str) -> Result<()> {
-        let text = format!(
-            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: order}}\n\
-             spec: {{hosts: [order-service], http: [{{route: [{{destination: {{host: order-service}}}}], {fields}}}]}}\n"
-        );
-        self.mesh.policy("route.yaml", &text)
+    fn route(&self, mut route: Value) -> Result<()> {
+        route["route"] = json!([{"destination": {"host": "order-service"}}]);
+        let spec = json!({"hosts": ["order-service"], "http": [route]});
+        self.mesh.policy("route.yaml", &document(Kind::VirtualService, "order", spec))
     }
 
     fn get(&self, path: &str, more: &[&str]) -> Result<String> {
@@ -101,7 +96,9 @@ fn fields_hash_by_cookie_source_and_query() -> Result<()> {
     let s = Setting::new(3)?;
     let server = |answer: &str| header(answer, "x-served-by").map(str::to_owned).context("no x-served-by");
 
-    s.rule("{loadBalancer: {consistentHash: {httpCookie: {name: session, ttl: 60s, path: /}}}}")?;
+    s.rule(
+        json!({"loadBalancer": {"consistentHash": {"httpCookie": {"name": "session", "ttl": "60s", "path": "/"}}}}),
+    )?;
     let first = wait_for("a cookie", SOON, || {
         let answer = s.get("/", &[])?;
         ensure!(header(&answer, "set-cookie").is_some(), "{answer}");
@@ -121,7 +118,7 @@ fn fields_hash_by_cookie_source_and_query() -> Result<()> {
     }
     ensure!(servers.len() == 3, "cookies lead to {servers:?}");
 
-    s.rule("{loadBalancer: {consistentHash: {httpQueryParameterName: user}}}")?;
+    s.rule(json!({"loadBalancer": {"consistentHash": {"httpQueryParameterName": "user"}}}))?;
     wait_for("the query parameter to decide", SOON, || {
         let mut servers = BTreeSet::new();
         for user in 0..20 {
@@ -134,7 +131,7 @@ fn fields_hash_by_cookie_source_and_query() -> Result<()> {
         Ok(())
     })?;
 
-    s.rule("{loadBalancer: {consistentHash: {useSourceIp: true}}}")?;
+    s.rule(json!({"loadBalancer": {"consistentHash": {"useSourceIp": true}}}))?;
     wait_for("the source address to decide", SOON, || {
         let servers: BTreeSet<String> = served_by(&s.many(json!({"count": 30}))?).into_iter().collect();
         ensure!(servers.len() == 1, "{servers:?}");
@@ -145,7 +142,7 @@ fn fields_hash_by_cookie_source_and_query() -> Result<()> {
 fn fields_timeouts_and_retries() -> Result<()> {
     let s = Setting::new(1)?;
     let order = &s.instances[0];
-    s.route("timeout: 200ms")?;
+    s.route(json!({"timeout": "200ms"}))?;
     wait_for("the timeout", SOON, || {
         let start = Instant::now();
         let answer = s.get("/sleep/2000", &[])?;
@@ -156,30 +153,32 @@ fn fields_timeouts_and_retries() -> Result<()> {
     })?;
     ensure!(s.front.curl(&["http://127.0.0.1:15020/metrics"])?.contains("response_flags=\"UT\""), "no UT");
 
-    // How often the application was asked: its own sidecar counts.
-    let asked = |code: &str| -> Result<u64> {
+    // Requests that reached the application, as its sidecar counts them.
+    let requests = |code: &str| -> Result<u64> {
         let text = order.pod.curl(&["http://127.0.0.1:15020/metrics"])?;
         let lines = text.lines().filter(|l| l.starts_with("istio_requests_total{") && l.contains("\"destination\""));
         let of_code = lines.filter(|l| l.contains(&format!("response_code=\"{code}\"")));
         Ok(of_code.filter_map(|l| l.rsplit(' ').next()?.parse::<u64>().ok()).sum())
     };
-    s.route("retries: {attempts: 3, retryOn: '503'}")?;
+    s.route(json!({"retries": {"attempts": 3, "retryOn": "503"}}))?;
     wait_for("three retries", SOON, || {
-        let before = asked("503")?;
+        let before = requests("503")?;
         let answer = s.get("/status/503", &[])?;
         ensure!(status(&answer) == "503", "{answer}");
         let attempts = wait_for("the count", Duration::from_secs(1), || {
-            let n = asked("503")? - before;
+            let n = requests("503")? - before;
             ensure!(n == 4, "{n} attempts");
             Ok(n)
         })?;
         ensure!(attempts == 4, "{attempts}");
         Ok(())
     })?;
-    let before = asked("503")?;
-    ensure!(status(&s.get("/status/500", &[])?) == "500" && asked("503")? == before, "500 is not 503");
+    let before = requests("503")?;
+    ensure!(status(&s.get("/status/500", &[])?) == "500" && requests("503")? == before, "500 is not 503");
 
-    s.route("timeout: 5s, retries: {attempts: 2, perTryTimeout: 100ms, retryOn: gateway-error}")?;
+    s.route(
+        json!({"timeout": "5s", "retries": {"attempts": 2, "perTryTimeout": "100ms", "retryOn": "gateway-error"}}),
+    )?;
     wait_for("the timeout of a try", SOON, || {
         let start = Instant::now();
         let answer = s.get("/sleep/3000", &[])?;
@@ -189,20 +188,19 @@ fn fields_timeouts_and_retries() -> Result<()> {
         Ok(())
     })?;
 
-    // An address that swallows what is sent to it.
+    // An address that drops packets.
     let hole = s.mesh.pod("hole")?;
     hole.run("nft", &["table inet hole { chain in { type filter hook input priority 0; tcp dport 9000 drop; }; }"])?;
-    s.mesh.policy(
-        "hole.yaml",
-        &format!(
-            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: hole}}\n\
-             spec: {{hosts: [hole.test], ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 9000}}], \
-             resolution: STATIC, endpoints: [{{address: {}}}]}}\n---\n\
-             apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: hole}}\n\
-             spec: {{host: hole.test, trafficPolicy: {{connectionPool: {{tcp: {{connectTimeout: 200ms}}}}}}}}\n",
-            hole.ip
-        ),
-    )?;
+    let entry = json!({
+        "hosts": ["hole.test"],
+        "ports": [{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 9000}],
+        "resolution": "STATIC",
+        "endpoints": [{"address": hole.ip}],
+    });
+    let pool = json!({"tcp": {"connectTimeout": "200ms"}});
+    let rule = json!({"host": "hole.test", "trafficPolicy": {"connectionPool": pool}});
+    let entry = document(Kind::ServiceEntry, "hole", entry);
+    s.mesh.policy("hole.yaml", &(entry + &document(Kind::DestinationRule, "hole", rule)))?;
     wait_for("the connect timeout", SOON, || {
         let start = Instant::now();
         let answer = s.front.curl(&["-i", "http://hole.test/"])?;
@@ -213,22 +211,22 @@ fn fields_timeouts_and_retries() -> Result<()> {
     })?;
     ensure!(s.front.curl(&["http://127.0.0.1:15020/metrics"])?.contains("response_flags=\"UF,URX\""), "no UF,URX");
 
-    // What a request asks for itself goes over what the route says, and stays with us.
+    // Headers of the request override the route, and are removed before the application.
     let start = Instant::now();
     let answer = s.get("/sleep/3000", &["-H", "x-envoy-upstream-rq-timeout-ms: 100"])?;
     ensure!(status(&answer) == "504" && start.elapsed() < Duration::from_secs(1), "{answer}");
-    let before = asked("500")?;
+    let before = requests("500")?;
     let headers = ["-H", "x-envoy-retry-on: 5xx", "-H", "x-envoy-max-retries: 1"];
     ensure!(status(&s.get("/status/500", &headers)?) == "500");
     wait_for("one retry", SOON, || {
-        let n = asked("500")? - before;
+        let n = requests("500")? - before;
         ensure!(n == 2, "{n} attempts");
         Ok(())
     })?;
     ensure!(!s.get("/", &headers)?.contains("x-envoy-max-retries"), "the application sees it");
 
     // A response that does not end in time is broken off.
-    s.route("timeout: 500ms")?;
+    s.route(json!({"timeout": "500ms"}))?;
     wait_for("the end in the middle of a response", SOON, || {
         let url = format!("http://{}/drip/5", s.vip);
         let start = Instant::now();
@@ -248,7 +246,7 @@ fn fields_http2_between_sidecars() -> Result<()> {
     let as_they_came = s.connections_to(order)?;
     ensure!(as_they_came >= 12, "a connection for each HTTP/1.1 request at a time, not {as_they_came}");
 
-    s.rule("{connectionPool: {http: {h2UpgradePolicy: UPGRADE, idleTimeout: 1s}}}")?;
+    s.rule(json!({"connectionPool": {"http": {"h2UpgradePolicy": "UPGRADE", "idleTimeout": "1s"}}}))?;
     wait_for("one HTTP/2 connection", SOON, || {
         let results = s.many(load.clone())?;
         ensure!(statuses(&results) == HashMap::from([(200, 12)]), "{:?}", statuses(&results));
@@ -256,12 +254,12 @@ fn fields_http2_between_sidecars() -> Result<()> {
         ensure!((1..=2).contains(&connections), "{connections} connections");
         Ok(())
     })?;
-    // And answers a client of HTTP/2 all the same.
-    s.rule("{connectionPool: {http: {useClientProtocol: true}}}")?;
+    // An HTTP/2 client is served too.
+    s.rule(json!({"connectionPool": {"http": {"useClientProtocol": true}}}))?;
     let answer = s.get("/", &["--http2-prior-knowledge"])?;
     ensure!(answer.starts_with("HTTP/2 200"), "{answer}");
 
-    s.rule("{connectionPool: {http: {h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 3, idleTimeout: 1s}}}")?;
+    s.rule(json!({"connectionPool": {"http": {"h2UpgradePolicy": "UPGRADE", "maxConcurrentStreams": 3, "idleTimeout": "1s"}}}))?;
     wait_for("three streams a connection", SOON, || {
         let results = s.many(load.clone())?;
         ensure!(statuses(&results) == HashMap::from([(200, 12)]), "{:?}", statuses(&results));
@@ -275,7 +273,7 @@ fn fields_of_connections() -> Result<()> {
     let s = Setting::new(1)?;
     let order = &s.instances[0];
     // Requests on kept connections after the bound is lifted go on without one.
-    s.rule("{connectionPool: {http: {maxRequestsPerConnection: 2}}}")?;
+    s.rule(json!({"connectionPool": {"http": {"maxRequestsPerConnection": 2}}}))?;
     let most = |results: &[Value]| -> Option<u64> {
         let bodies = results.iter().filter_map(|r| serde_json::from_str::<Value>(r["body"].as_str()?).ok());
         bodies.filter_map(|b| b["request"].as_u64()).max()
@@ -285,7 +283,7 @@ fn fields_of_connections() -> Result<()> {
         ensure!(most == Some(2), "{most:?}");
         Ok(())
     })?;
-    s.rule("{connectionPool: {http: {idleTimeout: 1s}}}")?;
+    s.rule(json!({"connectionPool": {"http": {"idleTimeout": "1s"}}}))?;
     wait_for("more requests a connection", SOON, || {
         let most = most(&s.many(json!({"count": 20}))?);
         ensure!(most >= Some(10), "{most:?}");
@@ -296,40 +294,35 @@ fn fields_of_connections() -> Result<()> {
         ensure!(open == 0, "{open} connections");
         Ok(())
     })?;
-    s.rule("{connectionPool: {tcp: {tcpKeepalive: {time: 100s, interval: 10s, probes: 3}}}}")?;
+    s.rule(json!({"connectionPool": {"tcp": {"tcpKeepalive": {"time": "100s", "interval": "10s", "probes": 3}}}}))?;
     wait_for("keep-alive", SOON, || {
         s.get("/", &[])?;
         let sockets = s.front.run("ss", &["-Htno", "state", "established", "dst", &order.pod.ip])?;
         ensure!(sockets.contains("timer:(keepalive,1min"), "{sockets}");
         Ok(())
     })?;
-    // TCP: silence and age.
+    // TCP: idle timeout and maximum duration.
     let tcp = s.mesh.pod("tcp")?;
     let script = tests_dir().join("apps/tcp.py").to_string_lossy().into_owned();
     let _server = tcp.spawn("tcp", "python3", &[&script, "9000", "echo"])?;
-    let _sidecar = s.mesh.sidecar(&tcp, "tcp", &["--service", "tcp", "--port", "9000", "--protocol", "tcp"])?;
-    s.mesh.redirect(&tcp)?;
+    let _sidecar =
+        s.mesh.sidecar_with_redirection(&tcp, "tcp", &["--service", "tcp", "--port", "9000", "--protocol", "tcp"])?;
     s.mesh.wait_healthy(&tcp.ip)?;
     let to = s.mesh.vip("tcp")?;
-    // What is written while it lasts comes back; then the end of the connection does.
-    let lasts = |what: &str, pause: &str| -> Result<Duration> {
+    // The server echoes data until the connection ends.
+    let lasts = |field: &str, pause: &str| -> Result<Duration> {
         let program = format!(
             "import socket,time,sys\nc=socket.create_connection(('{to}',9000),timeout=15)\nstart=time.monotonic()\n\
              try:\n while time.monotonic()-start<10:\n  c.sendall(b'x')\n  if not c.recv(10): break\n  {pause}\n\
              except ConnectionError: pass\nprint(time.monotonic()-start)"
         );
         let text = s.front.run("python3", &["-c", &program])?;
-        let seconds = text.trim().parse().with_context(|| format!("{what}: {text}"))?;
+        let seconds = text.trim().parse().with_context(|| format!("{field}: {text}"))?;
         Ok(Duration::from_secs_f64(seconds))
     };
     for (field, pause) in [("maxConnectionDuration", "time.sleep(.05)"), ("idleTimeout", "c.recv(1);break")] {
-        s.mesh.policy(
-            "tcp.yaml",
-            &format!(
-                "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: tcp}}\n\
-                 spec: {{host: tcp, trafficPolicy: {{connectionPool: {{tcp: {{{field}: 1s}}}}}}}}\n"
-            ),
-        )?;
+        let rule = json!({"host": "tcp", "trafficPolicy": {"connectionPool": {"tcp": {field: "1s"}}}});
+        s.mesh.policy("tcp.yaml", &document(Kind::DestinationRule, "tcp", rule))?;
         wait_for(field, Duration::from_secs(30), || {
             let lasted = lasts(field, pause)?;
             ensure!(lasted > Duration::from_millis(900) && lasted < Duration::from_secs(4), "it lasted {lasted:?}");
@@ -344,11 +337,11 @@ fn fields_port_level() -> Result<()> {
     let order = &s.instances[0];
     let _second = order.pod.serve(8081, "second")?;
     // A Service document: two ports, one of them with a name for its target.
-    s.mesh.policy(
-        "service.yaml",
-        "apiVersion: v1\nkind: Service\nmetadata: {name: order-service}\nspec:\n  ports:\n  \
-         - {name: http, port: 80, targetPort: 8080}\n  - {name: http-second, port: 81, targetPort: 8081}\n",
-    )?;
+    let ports = json!([
+        {"name": "http", "port": 80, "targetPort": 8080},
+        {"name": "http-second", "port": 81, "targetPort": 8081},
+    ]);
+    s.mesh.policy("service.yaml", &document(Kind::Service, "order-service", json!({"ports": ports})))?;
     let at = |port: u16| -> Result<String> {
         s.front.curl(&["-H", "Host: order-service", &format!("http://{}:{port}/", s.vip)])
     };
@@ -357,10 +350,7 @@ fn fields_port_level() -> Result<()> {
         ensure!(first.contains("\"order1\"") && second.contains("\"second\""), "{first} {second}");
         Ok(())
     })?;
-    s.rule(
-        "{connectionPool: {http: {maxRequestsPerConnection: 3}}, \
-         portLevelSettings: [{port: {number: 81}, connectionPool: {http: {maxRequestsPerConnection: 1}}}]}",
-    )?;
+    s.rule(json!({"connectionPool": {"http": {"maxRequestsPerConnection": 3}}, "portLevelSettings": [{"port": {"number": 81}, "connectionPool": {"http": {"maxRequestsPerConnection": 1}}}]}))?;
     let most = |port: u16| -> Result<u64> {
         let results = s.front.requests(&json!({
             "url": format!("http://{}:{port}/", s.vip), "count": 20, "headers": {"Host": "order-service"},
@@ -373,17 +363,17 @@ fn fields_port_level() -> Result<()> {
         ensure!(found == (3, 1), "{found:?}");
         Ok(())
     })?;
-    // STRICT but for one port.
+    // STRICT except for one port.
     let outside = s.mesh.pod("outside")?;
     let plain = |port: u16| outside.curl(&["-i", &format!("http://{}:{port}/", order.pod.ip)]);
     ensure!(status(&plain(8080)?) == "200" && status(&plain(8081)?) == "200");
-    s.mesh.policy(
-        "strict.yaml",
-        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: order}\nspec:\n  \
-         mtls: {mode: STRICT}\n---\n\
-         apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: open}\nspec:\n  \
-         selector: {matchLabels: {app: none}}\n  mtls: {mode: STRICT}\n  portLevelMtls: {8081: {mode: PERMISSIVE}}\n",
-    )?;
+    let open = json!({
+        "selector": {"matchLabels": {"app": "none"}},
+        "mtls": {"mode": "STRICT"},
+        "portLevelMtls": {"8081": {"mode": "PERMISSIVE"}},
+    });
+    s.mesh.strict()?;
+    s.mesh.policy("open.yaml", &document(Kind::PeerAuthentication, "open", open))?;
     wait_for("STRICT", SOON, || {
         let (first, second) = (plain(8080)?, plain(8081)?);
         ensure!(status(&first) == "403" && status(&second) == "403", "{first} {second}");
@@ -392,8 +382,7 @@ fn fields_port_level() -> Result<()> {
     let labelled = s.mesh.pod("labelled")?;
     let _apps = (labelled.serve(8080, "first")?, labelled.serve(8081, "second")?);
     let args = ["--service", "order-service", "--port", "8080", "--label", "app=none"];
-    let _sidecar = s.mesh.sidecar(&labelled, "order-service", &args)?;
-    s.mesh.redirect(&labelled)?;
+    let _sidecar = s.mesh.sidecar_with_redirection(&labelled, "order-service", &args)?;
     let plain = |port: u16| outside.curl(&["-i", &format!("http://{}:{port}/", labelled.ip)]);
     let (first, second) = (plain(8080)?, plain(8081)?);
     ensure!(status(&first) == "403" && status(&second) == "200", "{first} {second}");
@@ -406,35 +395,30 @@ fn fields_service_entries() -> Result<()> {
     let _app = outside.serve(8080, "outside")?;
     let other = s.mesh.pod("other")?;
     let _other = other.serve(8080, "other")?;
-    let entry = |name: &str, spec: &str| {
-        format!(
-            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}}}\nspec: {spec}\n---\n"
-        )
+    let entry = |name: &str, port: &Value, resolution: &str, more: Value| {
+        let mut spec = json!({"hosts": [format!("{name}.test")], "ports": [port], "resolution": resolution});
+        for (field, value) in more.as_object().into_iter().flatten() {
+            spec[field] = value.clone();
+        }
+        document(Kind::ServiceEntry, name, spec)
     };
-    let port = "ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}]";
-    let plain = "ports: [{number: 8080, name: http, protocol: HTTP}]";
-    let workload = |name: &str, ip: &str| {
-        format!(
-            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}}}\n\
-             spec: {{address: {ip}, labels: {{app: far}}}}\n---\n"
-        )
-    };
+    let workload =
+        |name: &str, ip: &str| document(Kind::WorkloadEntry, name, json!({"address": ip, "labels": {"app": "far"}}));
+    let port = json!({"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 8080});
+    let plain = json!({"number": 8080, "name": "http", "protocol": "HTTP"});
+    let pool = json!({"http": {"maxRequestsPerConnection": 1}});
     let policies = [
-        entry(
-            "static",
-            &format!("{{hosts: [static.test], {port}, resolution: STATIC, endpoints: [{{address: {}}}]}}", outside.ip),
-        ),
-        entry("dns", &format!("{{hosts: [dns.test], {port}, resolution: DNS, endpoints: [{{address: real.test}}]}}")),
-        entry("none", &format!("{{hosts: [none.test], {plain}, resolution: NONE, addresses: [{}]}}", outside.ip)),
-        entry(
-            "far",
-            &format!("{{hosts: [far.test], {port}, resolution: STATIC, workloadSelector: {{labels: {{app: far}}}}}}"),
-        ),
+        entry("static", &port, "STATIC", json!({"endpoints": [{"address": outside.ip}]})),
+        entry("dns", &port, "DNS", json!({"endpoints": [{"address": "real.test"}]})),
+        entry("none", &plain, "NONE", json!({"addresses": [outside.ip]})),
+        entry("far", &port, "STATIC", json!({"workloadSelector": {"labels": {"app": "far"}}})),
         workload("far-1", &outside.ip),
         workload("far-2", &other.ip),
-        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: none}\nspec: {host: none.test, \
-         trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 1}}}}\n"
-            .to_owned(),
+        document(
+            Kind::DestinationRule,
+            "none",
+            json!({"host": "none.test", "trafficPolicy": {"connectionPool": pool}}),
+        ),
     ];
     s.mesh.policy("entries.yaml", &policies.concat())?;
     // Where the proxy's own look-up of a DNS endpoint finds it: files are read when a process starts.
@@ -449,7 +433,7 @@ fn fields_service_entries() -> Result<()> {
             Ok(())
         })?;
     }
-    // NONE: where the caller's own DNS says, under the policy of the host.
+    // NONE: to the original destination, under the policy of the host.
     let results = front.requests(&json!({
         "url": format!("http://{}:8080/", outside.ip), "count": 5, "headers": {"Host": "none.test:8080"},
     }))?;

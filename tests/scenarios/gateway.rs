@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use weft_tests::{Mesh, Pod, Process, binary, tests_dir, wait_for};
+use weft_tests::{Kind, Mesh, Pod, Process, binary, document, tests_dir, wait_for};
 
 use crate::Scenario;
 use crate::certificates::Certificates;
@@ -13,57 +13,49 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios![a_gateway_serves_callers_without_a_sidecar, sigterm_to_a_gateway_fails_no_request,]
 }
 
-fn policy(certificates: &Certificates) -> String {
-    format!(
-        "
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {{name: edge}}
-spec:
-  selector: {{istio: ingressgateway}}
-  servers:
-  - {{port: {{number: 8080, name: http, protocol: HTTP}}, hosts: [shop.example.com]}}
-  - port: {{number: 8081, name: old, protocol: HTTP}}
-    hosts: ['*']
-    tls: {{httpsRedirect: true}}
-  - port: {{number: 8443, name: https, protocol: HTTPS}}
-    hosts: [shop.example.com]
-    tls: {{mode: SIMPLE, credentialName: shop}}
-  - port: {{number: 8443, name: https-admin, protocol: HTTPS}}
-    hosts: [admin.example.com]
-    tls: {{mode: MUTUAL, serverCertificate: {admin}/tls.crt, privateKey: {admin}/tls.key, caCertificates: {ca}}}
-  - port: {{number: 8443, name: passed, protocol: TLS}}
-    hosts: [secure.example.com]
-    tls: {{mode: PASSTHROUGH}}
-  - {{port: {{number: 9000, name: bytes, protocol: TCP}}, hosts: ['*']}}
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: shop}}
-spec:
-  hosts: [shop.example.com, admin.example.com]
-  gateways: [edge]
-  http:
-  - match: [{{uri: {{prefix: /moved}}}}]
-    redirect: {{uri: /}}
-  - route: [{{destination: {{host: order-service}}}}]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: bytes}}
-spec:
-  hosts: ['*']
-  gateways: [default/edge]
-  tls:
-  - match: [{{sniHosts: [secure.example.com]}}]
-    route: [{{destination: {{host: secure}}}}]
-  tcp:
-  - match: [{{port: 9000}}]
-    route: [{{destination: {{host: order-service}}}}]
-",
-        admin = certificates.path("admin"),
-        ca = certificates.ca(),
-    )
+/// A gateway with a server of each protocol, and its routes; `bytes`: its port for TCP.
+fn policy(certificates: &Certificates, bytes: u16) -> String {
+    let admin = certificates.path("admin");
+    let mutual = json!({
+        "mode": "MUTUAL",
+        "serverCertificate": format!("{admin}/tls.crt"),
+        "privateKey": format!("{admin}/tls.key"),
+        "caCertificates": certificates.ca(),
+    });
+    let port = |number: u16, name: &str, protocol: &str| json!({"number": number, "name": name, "protocol": protocol});
+    let gateway = json!({"selector": {"istio": "ingressgateway"}, "servers": [
+        {"port": port(8080, "http", "HTTP"), "hosts": ["shop.example.com"]},
+        {"port": port(8081, "old", "HTTP"), "hosts": ["*"], "tls": {"httpsRedirect": true}},
+        {
+            "port": port(8443, "https", "HTTPS"),
+            "hosts": ["shop.example.com"],
+            "tls": {"mode": "SIMPLE", "credentialName": "shop"},
+        },
+        {"port": port(8443, "https-admin", "HTTPS"), "hosts": ["admin.example.com"], "tls": mutual},
+        {"port": port(8443, "passed", "TLS"), "hosts": ["secure.example.com"], "tls": {"mode": "PASSTHROUGH"}},
+        {"port": port(bytes, "bytes", "TCP"), "hosts": ["*"]},
+    ]});
+    let shop = json!({
+        "hosts": ["shop.example.com", "admin.example.com"],
+        "gateways": ["edge"],
+        "http": [
+            {"match": [{"uri": {"prefix": "/moved"}}], "redirect": {"uri": "/"}},
+            {"route": [{"destination": {"host": "order-service"}}]},
+        ],
+    });
+    let to = |host: &str| json!([{"destination": {"host": host}}]);
+    let connections = json!({
+        "hosts": ["*"],
+        "gateways": ["default/edge"],
+        "tls": [{"match": [{"sniHosts": ["secure.example.com"]}], "route": to("secure")}],
+        "tcp": [{"match": [{"port": bytes}], "route": to("order-service")}],
+    });
+    [
+        document(Kind::Gateway, "edge", gateway),
+        document(Kind::VirtualService, "shop", shop),
+        document(Kind::VirtualService, "bytes", connections),
+    ]
+    .concat()
 }
 
 fn secure(mesh: &Mesh, certificates: &Certificates) -> Result<(Pod, Process, Process)> {
@@ -72,8 +64,7 @@ fn secure(mesh: &Mesh, certificates: &Certificates) -> Result<(Pod, Process, Pro
     let (certificate, key) = (certificates.path("secure/tls.crt"), certificates.path("secure/tls.key"));
     let app = pod.spawn("tls-app", "python3", &[&script, "8443", &certificate, &key])?;
     let args = ["--service", "secure", "--port", "8443", "--protocol", "tls"];
-    let sidecar = mesh.sidecar(&pod, "secure", &args)?;
-    mesh.redirect(&pod)?;
+    let sidecar = mesh.sidecar_with_redirection(&pod, "secure", &args)?;
     mesh.wait_healthy(&pod.ip)?;
     Ok((pod, app, sidecar))
 }
@@ -84,10 +75,10 @@ fn a_gateway_serves_callers_without_a_sidecar() -> Result<()> {
     for name in ["shop", "admin", "secure"] {
         certificates.leaf(name, &format!("{name}.example.com"))?;
     }
-    mesh.policy("edge.yaml", &policy(&certificates))?;
-    // All workloads are STRICT: the gateway goes on by mTLS.
-    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: all, namespace: weft-system}\nspec: {mtls: {mode: STRICT}}\n";
-    mesh.policy("strict.yaml", strict)?;
+    mesh.policy("edge.yaml", &policy(&certificates, 9000))?;
+    // All workloads are STRICT: the gateway uses mTLS upstream.
+    let strict = json!({"mtls": {"mode": "STRICT"}});
+    mesh.policy("strict.yaml", &document(Kind::PeerAuthentication, "weft-system/all", strict))?;
     let _order = mesh.instance("order1", "order-service", 8000, &[])?;
     let _secure = secure(&mesh, &certificates)?;
     let edge = mesh.pod("edge")?;
@@ -135,7 +126,7 @@ fn a_gateway_serves_callers_without_a_sidecar() -> Result<()> {
     ensure!(outside.curl(&mutual).is_err(), "a certificate is required");
     let (certificate, key) = (certificates.path("shop/tls.crt"), certificates.path("shop/tls.key"));
     let answer = outside.curl(&[&["--cert", &certificate, "--key", &key], &mutual[..]].concat())?;
-    ensure!(answer.contains("Hash="), "the application is told of the caller's certificate: {answer}");
+    ensure!(answer.contains("Hash="), "a header has the client's certificate: {answer}");
 
     // TLS that is passed through, on the same port, and bytes.
     let answer =
@@ -145,7 +136,7 @@ fn a_gateway_serves_callers_without_a_sidecar() -> Result<()> {
     let answer = outside.curl(&["-f", &format!("http://{ip}:9000/")])?;
     ensure!(answer.contains("order1"), "{answer}");
 
-    // A certificate that is changed on disk is taken up; a port that is no longer named is closed, another one opened.
+    // A changed certificate is reloaded; a removed port is closed, a new one opened.
     let shown = || outside.curl(&[&["-o", "/dev/null", "-w", "%{certs}"], &tls[..]].concat());
     let before = shown()?;
     certificates.leaf("shop", "shop.example.com")?;
@@ -154,10 +145,7 @@ fn a_gateway_serves_callers_without_a_sidecar() -> Result<()> {
         ensure!(now != before && !now.is_empty(), "still the old one");
         Ok(())
     })?;
-    mesh.policy(
-        "edge.yaml",
-        &policy(&certificates).replace("number: 9000", "number: 9001").replace("port: 9000", "port: 9001"),
-    )?;
+    mesh.policy("edge.yaml", &policy(&certificates, 9001))?;
     wait_for("the ports to move", Duration::from_secs(10), || {
         outside.curl(&["-f", &format!("http://{ip}:9001/")]).context("9001")?;
         ensure!(outside.curl(&["-f", &format!("http://{ip}:9000/")]).is_err(), "9000 is still open");
@@ -199,7 +187,7 @@ pub(crate) fn another(mesh: &Mesh, name: &str, args: &[&str]) -> Result<(Pod, Pr
     Ok((pod, process))
 }
 
-/// Callers behind a balancer of connections that has two gateways, of which the first ends.
+/// Clients behind a TCP load balancer with two gateways, of which the first stops.
 fn sigterm_to_a_gateway_fails_no_request() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("edge.yaml", PLAIN)?;
@@ -219,20 +207,20 @@ fn sigterm_to_a_gateway_fails_no_request() -> Result<()> {
     };
     // Kept connections, and new ones until the listener is closed, so many that some are in
     // the kernel's queue at any moment.
-    let (kept, always_new) = (load(true, 4)?, load(false, 48)?);
+    let (reused, always_new) = (load(true, 4)?, load(false, 48)?);
     let slow = outside.requests_meanwhile(&json!({ "url": url(&first, "/sleep/3500") }))?;
     std::thread::sleep(Duration::from_secs(2));
     ending.signal("TERM")?;
     let code = ending.wait(Duration::from_secs(10))?;
     ensure!(code == 0, "{code}: {}", ending.output());
-    for (what, load) in [("kept", kept), ("always new", always_new), ("slow", slow)] {
+    for (connections, load) in [("reused", reused), ("always new", always_new), ("slow", slow)] {
         let results = load.results()?;
         let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
-        ensure!(failed.is_empty(), "{what}: of {} requests some failed: {failed:?}", results.len());
+        ensure!(failed.is_empty(), "{connections}: of {} requests some failed: {failed:?}", results.len());
         let at = |gateway: &Pod| results.iter().filter(|r| r["at"] == gateway.ip).count();
         // However slow the machine is.
         let both = at(&first) > 20 && at(&second) > 20;
-        ensure!(both || what == "slow", "{what}: {} and {}", at(&first), at(&second));
+        ensure!(both || connections == "slow", "{connections}: {} and {}", at(&first), at(&second));
     }
     Ok(())
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use weft_tests::{Mesh, Pod, tests_dir, wait_for};
+use serde_json::{Value, json};
+use weft_tests::{Kind, Mesh, Pod, document, tests_dir, wait_for};
 
 use crate::Scenario;
 use crate::certificates::Certificates;
@@ -11,37 +12,28 @@ use crate::gateway::another;
 
 pub(crate) fn all() -> Vec<Scenario> {
     scenarios![
-        a_gateway_terminates_tls_as_each_server_says,
-        an_istio_mutual_gateway_lets_workloads_of_the_mesh_in,
+        a_gateway_terminates_tls_by_the_settings_of_each_server,
+        an_istio_mutual_gateway_accepts_workloads_of_the_mesh,
         a_gateway_originates_tls_by_a_credential,
     ]
 }
 
-/// A VirtualService that has the gateway pass a host on.
-fn routed(name: &str, host: &str, to: &str) -> String {
-    format!(
-        "---
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: {name}}}
-spec:
-  hosts: ['{host}']
-  gateways: [edge]
-  http:
-  - route: [{{destination: {{host: {to}, port: {{number: 80}}}}}}]
-"
-    )
+/// A VirtualService of the gateway: requests to `host` go to `to`. `headers` are its header operations.
+fn routed(name: &str, host: &str, to: &str, headers: &Value) -> String {
+    let route = json!([{"destination": {"host": to, "port": {"number": 80}}}]);
+    let spec = json!({"hosts": [host], "gateways": ["edge"], "http": [{"route": route, "headers": headers}]});
+    document(Kind::VirtualService, name, spec)
 }
 
-/// What is told of the TLS that has ended, for the VirtualService above.
-const OF_TLS: &str = "    headers:
-      response:
-        set:
-          x-connection: '<%REQUESTED_SERVER_NAME%|%DOWNSTREAM_TLS_VERSION%|%DOWNSTREAM_TLS_CIPHER%>'
-          x-peer: '<%DOWNSTREAM_PEER_DNS_SAN%|%DOWNSTREAM_PEER_CERT_V_START(%Y)%|%DOWNSTREAM_PEER_FINGERPRINT_256%>'
-";
+const CONNECTION: &str = "<%REQUESTED_SERVER_NAME%|%DOWNSTREAM_TLS_VERSION%|%DOWNSTREAM_TLS_CIPHER%>";
+const PEER: &str = "<%DOWNSTREAM_PEER_DNS_SAN%|%DOWNSTREAM_PEER_CERT_V_START(%Y)%|%DOWNSTREAM_PEER_FINGERPRINT_256%>";
 
-fn a_gateway_terminates_tls_as_each_server_says() -> Result<()> {
+/// The servers of the gateway `edge`.
+fn gateway(servers: Value) -> String {
+    document(Kind::Gateway, "edge", json!({"selector": {"istio": "ingressgateway"}, "servers": servers}))
+}
+
+fn a_gateway_terminates_tls_by_the_settings_of_each_server() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
     certificates.rsa_leaf("rsa", "shop.example.com")?;
@@ -54,49 +46,37 @@ fn a_gateway_terminates_tls_as_each_server_says() -> Result<()> {
     let _order = mesh.instance("order1", "order-service", 8000, &[])?;
     let (edge, process) = another(&mesh, "edge", &["--credentials", &certificates.path("")])?;
     let (ip, ca) = (&edge.ip, certificates.ca());
-    let gateway = format!(
-        "apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {{name: edge}}
-spec:
-  selector: {{istio: ingressgateway}}
-  servers:
-  - {{port: {{number: 8081, name: one, protocol: HTTP}}, bind: {ip}, hosts: ['*']}}
-  - {{port: {{number: 8082, name: inside, protocol: HTTP}}, bind: 127.0.0.1, hosts: ['*']}}
-  - port: {{number: 8443, name: both, protocol: HTTPS}}
-    hosts: [shop.example.com]
-    tls: {{mode: SIMPLE, credentialNames: [rsa, ecdsa]}}
-  - port: {{number: 8444, name: old, protocol: HTTPS}}
-    hosts: [shop.example.com]
-    tls:
-      mode: SIMPLE
-      credentialName: rsa
-      maxProtocolVersion: TLSV1_2
-      cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]
-  - port: {{number: 8445, name: known, protocol: HTTPS}}
-    hosts: [shop.example.com]
-    tls:
-      mode: MUTUAL
-      tlsCertificates:
-      - {{serverCertificate: {rsa}/tls.crt, privateKey: {rsa}/tls.key}}
-      - {{serverCertificate: {ecdsa}/tls.crt, privateKey: {ecdsa}/tls.key}}
-      caCertificates: {ca}
-      caCrl: {crl}
-      subjectAltNames: [client.example.com]
-  - port: {{number: 8446, name: other-ca, protocol: HTTPS}}
-    hosts: [shop.example.com]
-    tls: {{mode: MUTUAL, credentialName: ecdsa, caCertCredentialName: callers}}
-  - port: {{number: 8447, name: own-ca, protocol: HTTPS}}
-    hosts: [shop.example.com]
-    tls: {{mode: MUTUAL, credentialName: ecdsa, caCertCredentialName: own}}
-",
-        rsa = certificates.path("rsa"),
-        ecdsa = certificates.path("ecdsa"),
-        crl = certificates.path("ca.crl"),
-    );
+    let files = |name: &str| {
+        let path = certificates.path(name);
+        json!({"serverCertificate": format!("{path}/tls.crt"), "privateKey": format!("{path}/tls.key")})
+    };
+    let http = |number: u16, name: &str| json!({"number": number, "name": name, "protocol": "HTTP"});
+    let https = |number: u16, name: &str, tls: Value| {
+        let port = json!({"number": number, "name": name, "protocol": "HTTPS"});
+        json!({"port": port, "hosts": ["shop.example.com"], "tls": tls})
+    };
+    let old = json!({
+        "mode": "SIMPLE", "credentialName": "rsa", "maxProtocolVersion": "TLSV1_2",
+        "cipherSuites": ["ECDHE-RSA-AES256-GCM-SHA384"],
+    });
+    let known = json!({
+        "mode": "MUTUAL", "tlsCertificates": [files("rsa"), files("ecdsa")], "caCertificates": ca,
+        "caCrl": certificates.path("ca.crl"), "subjectAltNames": ["client.example.com"],
+    });
+    let by_credential = |ca: &str| json!({"mode": "MUTUAL", "credentialName": "ecdsa", "caCertCredentialName": ca});
+    let gateway = gateway(json!([
+        {"port": http(8081, "one"), "bind": ip, "hosts": ["*"]},
+        {"port": http(8082, "inside"), "bind": "127.0.0.1", "hosts": ["*"]},
+        https(8443, "both", json!({"mode": "SIMPLE", "credentialNames": ["rsa", "ecdsa"]})),
+        https(8444, "old", old),
+        https(8445, "known", known),
+        https(8446, "other-ca", by_credential("callers")),
+        https(8447, "own-ca", by_credential("own")),
+    ]));
     std::fs::create_dir(certificates.path("callers"))?;
     std::fs::copy(&ca, certificates.path("callers/ca.crt"))?;
-    mesh.policy("edge.yaml", &format!("{gateway}{}{OF_TLS}", routed("shop", "*", "order-service")))?;
+    let headers = json!({"response": {"set": {"x-connection": CONNECTION, "x-peer": PEER}}});
+    mesh.policy("edge.yaml", &(gateway + &routed("shop", "*", "order-service", &headers)))?;
     let outside = mesh.pod("outside")?;
 
     // An address of its own.
@@ -125,7 +105,7 @@ spec:
     ensure!(call(8444, &["--tlsv1.3"]).is_err(), "TLS 1.2 at most");
     ensure!(call(8444, &only_rsa).is_err(), "a suite that is not in the list");
 
-    // Callers by their names, and not those whose certificates were revoked.
+    // Clients by their SANs, except those with revoked certificates.
     let shown = |folder: &str| {
         let (certificate, key) = (format!("{folder}/tls.crt"), format!("{folder}/tls.key"));
         ["--cert".to_owned(), certificates.path(&certificate), "--key".to_owned(), certificates.path(&key)]
@@ -138,18 +118,18 @@ spec:
     ensure!(call(8445, &[]).is_err(), "a certificate is required");
     ensure!(as_caller(8445, "stranger").is_err(), "its name is another");
     as_caller(8446, "stranger")?;
-    told(&outside, &certificates, ip)?;
-    // A certificate that is its own CA is known as it is, not by its name.
+    tls_formatters(&outside, &certificates, ip)?;
+    // A self-signed certificate is trusted by its bytes, not by its name.
     as_caller(8447, "own")?;
     for other in ["like-own", "client"] {
         ensure!(as_caller(8447, other).is_err(), "{other} is another certificate");
     }
     certificates.revoke("ca.crl", &["another", "client"])?;
-    wait_for("the list of what was revoked", Duration::from_secs(15), || {
+    wait_for("the revocation list", Duration::from_secs(15), || {
         ensure!(as_caller(8445, "client").is_err(), "it was revoked");
         Ok(())
     })?;
-    // A credential's list counts as soon as it is there.
+    // The revocation list of a credential applies as soon as the file exists.
     certificates.revoke("callers/ca.crl", &["stranger"])?;
     wait_for("the credential's list", Duration::from_secs(15), || {
         ensure!(as_caller(8446, "stranger").is_err(), "it was revoked");
@@ -158,8 +138,8 @@ spec:
     as_caller(8446, "client").map(drop)
 }
 
-/// The TLS that has ended, and the caller's certificate, in headers; and that there was none.
-fn told(outside: &Pod, certificates: &Certificates, ip: &str) -> Result<()> {
+/// The parameters of the terminated TLS and the client's certificate, in headers; empty without TLS.
+fn tls_formatters(outside: &Pod, certificates: &Certificates, ip: &str) -> Result<()> {
     let ca = certificates.ca();
     let call = |url: &str, args: &[&str]| {
         let host = url.split('/').nth(2).unwrap_or_default();
@@ -170,7 +150,7 @@ fn told(outside: &Pod, certificates: &Certificates, ip: &str) -> Result<()> {
     let shown = ["--cert", &certificate, "--key", &key, "--http1.1"];
     let mutual = call("https://shop.example.com:8445/", &shown)?.to_lowercase();
     ensure!(mutual.contains("x-connection: <shop.example.com|tlsv1.3|tls_"), "{mutual}");
-    // The application is told the same hash by the gateway itself.
+    // The gateway's own header for the application has the same hash.
     let hash = mutual.split("hash=").nth(1).and_then(|rest| rest.get(..64)).unwrap_or("none");
     ensure!(mutual.contains("x-peer: <client.example.com|") && mutual.contains(&format!("|{hash}>")), "{mutual}");
     let simple = call("https://shop.example.com:8444/", &["--http1.1"])?.to_lowercase();
@@ -181,57 +161,45 @@ fn told(outside: &Pod, certificates: &Certificates, ip: &str) -> Result<()> {
     Ok(())
 }
 
-fn an_istio_mutual_gateway_lets_workloads_of_the_mesh_in() -> Result<()> {
+fn an_istio_mutual_gateway_accepts_workloads_of_the_mesh() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let _order = mesh.instance("order1", "order-service", 8000, &[])?;
     let (edge, process) = another(&mesh, "edge", &[])?;
-    let policy = format!(
-        "apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {{name: edge}}
-spec:
-  selector: {{istio: ingressgateway}}
-  servers:
-  - port: {{number: 9443, name: mesh, protocol: HTTPS}}
-    hosts: [shop.example.com]
-    tls: {{mode: ISTIO_MUTUAL, subjectAltNames: ['spiffe://cluster.local/ns/default/sa/frontend']}}
-{}---
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: shop}}
-spec:
-  hosts: [shop.example.com]
-  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 9443}}]
-  location: MESH_INTERNAL
-  resolution: STATIC
-  endpoints:
-  - address: {}
-    labels: {{security.istio.io/tlsMode: istio}}
-    serviceAccount: ingress
-",
-        routed("shop", "shop.example.com", "order-service"),
-        edge.ip
-    );
-    mesh.policy("edge.yaml", &policy)?;
+    let frontend = "spiffe://cluster.local/ns/default/sa/frontend";
+    let gateway = gateway(json!([{
+        "port": {"number": 9443, "name": "mesh", "protocol": "HTTPS"},
+        "hosts": ["shop.example.com"],
+        "tls": {"mode": "ISTIO_MUTUAL", "subjectAltNames": [frontend]},
+    }]));
+    let labels = json!({"security.istio.io/tlsMode": "istio"});
+    let entry = json!({
+        "hosts": ["shop.example.com"],
+        "ports": [{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 9443}],
+        "location": "MESH_INTERNAL",
+        "resolution": "STATIC",
+        "endpoints": [{"address": edge.ip, "labels": labels, "serviceAccount": "ingress"}],
+    });
+    let route = routed("shop", "shop.example.com", "order-service", &json!({}));
+    mesh.policy("edge.yaml", &[gateway, route, document(Kind::ServiceEntry, "shop", entry)].concat())?;
     let (front, sidecar) = mesh.client("frontend")?;
     let (stranger, _sidecar) = mesh.client("stranger")?;
     let url = "http://shop.example.com/";
-    let answer = wait_for("a workload that is named", Duration::from_secs(15), || {
+    let answer = wait_for("a workload with an accepted identity", Duration::from_secs(15), || {
         let answer = front.curl(&["-f", url]);
         answer.map_err(|e| e.context(format!("{}\n{}", process.output(), sidecar.output())))
     })?;
     let both = answer.contains("sa/frontend") && answer.contains("sa/ingress");
-    ensure!(both, "the application is told of the workload and of the gateway: {answer}");
+    ensure!(both, "headers name the workload and the gateway: {answer}");
     let status = stranger.curl(&["-o", "/dev/null", "-w", "%{http_code}", url])?;
-    ensure!(status == "503", "a workload that is not named: {status}");
+    ensure!(status == "503", "a workload with another identity: {status}");
     let outside = mesh.pod("outside")?;
     let at = format!("shop.example.com:9443:{}", edge.ip);
-    let foreign = outside.curl(&["-k", "--resolve", &at, "https://shop.example.com:9443/"]);
-    ensure!(foreign.is_err(), "a caller without a certificate of the mesh: {foreign:?}");
+    let without = outside.curl(&["-k", "--resolve", &at, "https://shop.example.com:9443/"]);
+    ensure!(without.is_err(), "a caller without a certificate of the mesh: {without:?}");
     Ok(())
 }
 
-/// A service outside that wants a certificate, called by way of the gateway, which has it.
+/// A service outside the mesh requires a client certificate, which the gateway has.
 fn a_gateway_originates_tls_by_a_credential() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
@@ -242,37 +210,25 @@ fn a_gateway_originates_tls_by_a_credential() -> Result<()> {
     let script = tests_dir().join("apps/tls_server.py").to_string_lossy().into_owned();
     let (certificate, key) = (certificates.path("server/tls.crt"), certificates.path("server/tls.key"));
     let _server = partner.spawn("closed", "python3", &[&script, "9443", &certificate, &key, &certificates.ca()])?;
-    let gateway = "apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: edge}
-spec:
-  selector: {istio: ingressgateway}
-  servers:
-  - {port: {number: 8080, name: http, protocol: HTTP}, hosts: ['*']}
-";
-    let outside = format!(
-        "---
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: partner}}
-spec:
-  hosts: [partner.example.com]
-  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 9443}}]
-  resolution: STATIC
-  endpoints: [{{address: {}}}]
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{name: partner}}
-spec:
-  host: partner.example.com
-  workloadSelector: {{matchLabels: {{istio: ingressgateway}}}}
-  trafficPolicy:
-    tls: {{mode: MUTUAL, credentialName: shop}}
-",
-        partner.ip
-    );
-    mesh.policy("edge.yaml", &format!("{gateway}{}{outside}", routed("partner", "*", "partner.example.com")))?;
+    let gateway = gateway(json!([{"port": {"number": 8080, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}]));
+    let entry = json!({
+        "hosts": ["partner.example.com"],
+        "ports": [{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 9443}],
+        "resolution": "STATIC",
+        "endpoints": [{"address": partner.ip}],
+    });
+    let rule = json!({
+        "host": "partner.example.com",
+        "workloadSelector": {"matchLabels": {"istio": "ingressgateway"}},
+        "trafficPolicy": {"tls": {"mode": "MUTUAL", "credentialName": "shop"}},
+    });
+    let policies = [
+        gateway,
+        routed("partner", "*", "partner.example.com", &json!({})),
+        document(Kind::ServiceEntry, "partner", entry),
+        document(Kind::DestinationRule, "partner", rule),
+    ];
+    mesh.policy("edge.yaml", &policies.concat())?;
     let (edge, process) = another(&mesh, "edge", &["--credentials", &certificates.path("")])?;
     let caller = mesh.pod("caller")?;
     let answer = wait_for("the partner", Duration::from_secs(15), || {

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use weft_tests::{Mesh, wait_for};
+use serde_json::json;
+use weft_tests::{Kind, Mesh, document, wait_for};
 
 use crate::Scenario;
 
@@ -14,20 +15,12 @@ pub(crate) fn all() -> Vec<Scenario> {
 }
 
 fn group(account: &str, version: &str) -> String {
-    format!(
-        "
-apiVersion: networking.istio.io/v1
-kind: WorkloadGroup
-metadata: {{name: vms}}
-spec:
-  metadata: {{labels: {{app: legacy, version: {version}}}}}
-  template: {{serviceAccount: {account}, ports: {{http: 8080}}}}
-  probe:
-    periodSeconds: 1
-    failureThreshold: 2
-    httpGet: {{path: /health, port: 8080}}
-"
-    )
+    let spec = json!({
+        "metadata": {"labels": {"app": "legacy", "version": version}},
+        "template": {"serviceAccount": account, "ports": {"http": 8080}},
+        "probe": {"periodSeconds": 1, "failureThreshold": 2, "httpGet": {"path": "/health", "port": 8080}},
+    });
+    document(Kind::WorkloadGroup, "vms", spec)
 }
 
 const HOST: &str = "
@@ -72,9 +65,8 @@ fn a_sidecar_joins_by_a_workload_group() -> Result<()> {
     let (front, _sidecar) = mesh.client("frontend")?;
     let vm = mesh.pod("vm")?;
     let _app = vm.serve(8080, "vm")?;
-    let sidecar = mesh.sidecar(&vm, "legacy", &["--workload-group", "vms"])?;
-    mesh.redirect(&vm)?;
-    let says = |words: &str| {
+    let sidecar = mesh.sidecar_with_redirection(&vm, "legacy", &["--workload-group", "vms"])?;
+    let logs = |words: &str| {
         wait_for(words, SOON, || {
             ensure!(sidecar.output().contains(words), "{}", sidecar.output());
             Ok(())
@@ -94,17 +86,17 @@ fn a_sidecar_joins_by_a_workload_group() -> Result<()> {
             Ok(())
         })
     };
-    // The group is made later, and first for somebody else.
-    says("there is no WorkloadGroup default/vms yet")?;
+    // The group is created later, and first for another service account.
+    logs("there is no WorkloadGroup default/vms yet")?;
     status("NOT JOINED: there is no WorkloadGroup default/vms yet")?;
     answers("/", " 503 ")?;
     mesh.policy("group.yaml", &group("other", "v1"))?;
-    says("is for the service account `other`")?;
+    logs("is for the service account `other`")?;
     status("NOT JOINED: WorkloadGroup default/vms is for the service account `other`")?;
     answers("/", " 503 ")?;
     mesh.policy("group.yaml", &group("legacy", "v1"))?;
     status(&format!("vms-{} healthy", vm.ip))?;
-    // Its sidecar takes mutual TLS alone, and says who called.
+    // Its sidecar accepts mutual TLS alone, and forwards the caller's identity.
     answers("/", "sa/frontend")?;
     answers("/v2", " 503 ")?;
 
@@ -113,14 +105,14 @@ fn a_sidecar_joins_by_a_workload_group() -> Result<()> {
     answers("/v2", "X-Served-By: vm")?;
     answers("/", " 503 ")?;
 
-    // The probe takes an ill one out, and brings it back.
+    // The probe removes an unhealthy workload from load balancing, and brings it back.
     vm.curl(&["-X", "POST", "http://127.0.0.1:8080/sick"])?;
     status(&format!("vms-{} unhealthy", vm.ip))?;
     vm.curl(&["-X", "POST", "http://127.0.0.1:8080/well"])?;
     status(&format!("vms-{} healthy", vm.ip))?;
     answers("/v2", "X-Served-By: vm")?;
 
-    // A sidecar that died and is back goes on as what it was.
+    // A restarted sidecar keeps its membership.
     sidecar.signal("KILL")?;
     let mut sidecar = mesh.sidecar(&vm, "legacy", &["--workload-group", "vms"])?;
     answers("/v2", "X-Served-By: vm")?;

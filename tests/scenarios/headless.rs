@@ -48,8 +48,7 @@ spec:
 fn endpoint(mesh: &Mesh, name: &str) -> Result<(Process, Process, Pod)> {
     let pod = mesh.pod(name)?;
     let app = pod.serve(8080, name)?;
-    let sidecar = mesh.sidecar(&pod, "db", &[])?;
-    mesh.redirect(&pod)?;
+    let sidecar = mesh.sidecar_with_redirection(&pod, "db", &[])?;
     ensure!(put(&pod, "service/register", &json!({"name": "db", "id": name, "port": 8080}))? == "200");
     mesh.wait_healthy(&pod.ip)?;
     Ok((app, sidecar, pod))
@@ -69,10 +68,10 @@ fn dig_until(pod: &Pod, name: &str, want: &[&str]) -> Result<()> {
     })
 }
 
-/// A query for where a port is has a target at each of `addresses`, at the instances' own port and with that address told along.
+/// An SRV query has a target at each of `addresses`, with the instances' own port, and that address in the additional section.
 fn places(pod: &Pod, name: &str, addresses: &[&str]) -> Result<()> {
-    let asked = ["+tries=1", "+time=5", "+noall", "+answer", "+additional", "SRV", name];
-    let text = pod.run("dig", &asked)?;
+    let query = ["+tries=1", "+time=5", "+noall", "+answer", "+additional", "SRV", name];
+    let text = pod.run("dig", &query)?;
     let fields = |kind: &str| -> Vec<Vec<&str>> {
         let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         lines.filter(|fields| fields.get(3) == Some(&kind)).collect()
@@ -97,8 +96,7 @@ fn a_headless_service_leaves_the_choice_of_the_endpoint_to_its_clients() -> Resu
     let front = mesh.pod("frontend")?;
     front
         .resolv_conf("nameserver 192.0.2.53\nsearch default.svc.cluster.local svc.cluster.local\noptions ndots:5\n")?;
-    let _sidecar = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
-    mesh.redirect(&front)?;
+    let _sidecar = mesh.sidecar_with_redirection(&front, "frontend", &["--workload", "frontend"])?;
 
     dig_until(&front, "db.default.svc.cluster.local", &[&db0.ip, &db1.ip])?;
     dig_until(&front, "db-0.db.default.svc.cluster.local", &[&db0.ip])?;
@@ -116,7 +114,7 @@ fn a_headless_service_leaves_the_choice_of_the_endpoint_to_its_clients() -> Resu
                 Ok(())
             })?;
         }
-        // And by its address: every time the one that the client chose.
+        // And by its address: always the endpoint of the client's choice.
         let (resolve, url) = (format!("db:80:{}", pod.ip), "http://db/");
         for _ in 0..10 {
             let answer = front.curl(&["--resolve", &resolve, url])?;
@@ -129,23 +127,23 @@ fn a_headless_service_leaves_the_choice_of_the_endpoint_to_its_clients() -> Resu
         }
         let answer = front.curl(&["-i", "--resolve", &resolve, "http://db/closed"])?;
         ensure!(answer.contains(" 418 "), "{answer}");
-        // Bytes too, at the Service's port and at the instance's own.
+        // TCP too, at the Service's port and at the instance's own.
         for port in ["81", "8080"] {
             let answer = front.curl(&["-H", "Host: none", &format!("http://{}:{port}/", pod.ip)])?;
             ensure!(answer.contains(&format!("\"name\": \"{name}\"")), "{port}: {answer}");
         }
     }
-    // A route of connections leads away from the endpoint that was dialed.
+    // A TCP route takes precedence over the original destination.
     wait_for("the route of connections", SOON, || {
         let answer = front.curl(&["-H", "Host: none", &format!("http://{}:82/", db0.ip)])?;
         ensure!(answer.contains("\"name\": \"order1\""), "{answer}");
         Ok(())
     })?;
-    // What the resolver of the C library is told, a client finds both by.
+    // The resolver of the C library finds both.
     let addresses = front.run("getent", &["ahostsv4", "db"])?;
     ensure!(addresses.contains(&db0.ip) && addresses.contains(&db1.ip), "{addresses}");
-    let told = mesh.weftctl(&["route", "--from", "frontend", "http://db/"])?;
-    ensure!(told.contains("headless"), "{told}");
+    let explanation = mesh.weftctl(&["route", "--from", "frontend", "http://db/"])?;
+    ensure!(explanation.contains("headless"), "{explanation}");
 
     ensure!(put(&db0, "service/deregister/db-0", &json!({}))? == "200");
     dig_until(&front, "db.default.svc.cluster.local", &[&db1.ip])?;
@@ -190,22 +188,21 @@ fn an_external_name_resolves_and_routes_to_its_target() -> Result<()> {
     mesh.policy("names.yaml", NAMES)?;
     let front = mesh.pod("frontend")?;
     front.resolv_conf(&format!("nameserver {}\nsearch default.svc.cluster.local\n", names.ip))?;
-    let _sidecar = mesh.sidecar(&front, "frontend", &[])?;
-    mesh.redirect(&front)?;
+    let _sidecar = mesh.sidecar_with_redirection(&front, "frontend", &[])?;
 
     dig_until(&front, "store.default.svc.cluster.local", &[&vip])?;
     dig_until(&front, "outside.default.svc.cluster.local", &["api.example.com.", &outside.ip])?;
-    // Over two steps, with the routes of what it stands for.
+    // Over two aliases, with the routes of the target.
     let answer = front.curl(&["http://store/"])?;
     ensure!(answer.contains("\"name\": \"order1\""), "{answer}");
     let answer = front.curl(&["-i", "http://store/closed"])?;
     ensure!(answer.contains(" 418 "), "{answer}");
     let answer = front.curl(&["http://outside/"])?;
     ensure!(answer.contains("\"name\": \"outside\""), "{answer}");
-    let asked = server.output();
-    ensure!(!asked.contains("svc.cluster.local"), "a name of the mesh left it: {asked}");
+    let queries = server.output();
+    ensure!(!queries.contains("svc.cluster.local"), "a name of the mesh left it: {queries}");
 
-    // What does not lead anywhere is refused as a whole, and the last good version stays.
+    // A loop of aliases is refused, and the last valid version stays.
     mesh.policy("names.yaml", &NAMES.replace("externalName: order-service", "externalName: store"))?;
     wait_for("the loop", SOON, || {
         let status = mesh.status();

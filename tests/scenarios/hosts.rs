@@ -1,9 +1,10 @@
-//! Which definition of a host a client has, and which hosts a wildcard means.
+//! The definition of a host that a client sees, and the hosts of a wildcard.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use weft_tests::{Mesh, Pod, tests_dir, wait_for};
+use serde_json::json;
+use weft_tests::{Kind, Mesh, Pod, document, tests_dir, wait_for};
 
 use crate::Scenario;
 use crate::certificates::Certificates;
@@ -12,29 +13,24 @@ use crate::outside::name_server;
 pub(crate) fn all() -> Vec<Scenario> {
     scenarios![
         namespaces_have_service_entries_of_one_host_of_their_own,
-        a_route_to_a_wildcard_goes_to_the_host_that_is_named,
+        a_route_to_a_wildcard_goes_to_the_requested_host,
     ]
 }
 
-/// Two namespaces define one host, each for itself, and a third sees neither.
+/// Two namespaces define one host, each for itself; a third namespace sees neither definition.
 fn namespaces_have_service_entries_of_one_host_of_their_own() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let databases = [mesh.pod("database-one")?, mesh.pod("database-two")?];
     let _apps = [databases[0].serve(8080, "database-one")?, databases[1].serve(8080, "database-two")?];
     let entry = |namespace: &str, address: &str, export: &str| {
-        format!(
-            "
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: database, namespace: {namespace}}}
-spec:
-  hosts: [database.example.com]
-  exportTo: [{export}]
-  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 8080}}]
-  resolution: STATIC
-  endpoints: [{{address: {address}}}]
-"
-        )
+        let spec = json!({
+            "hosts": ["database.example.com"],
+            "exportTo": [export],
+            "ports": [{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 8080}],
+            "resolution": "STATIC",
+            "endpoints": [{"address": address}],
+        });
+        document(Kind::ServiceEntry, &format!("{namespace}/database"), spec)
     };
     mesh.policy("one.yaml", &entry("one", &databases[0].ip, "."))?;
     mesh.policy("two.yaml", &entry("two", &databases[1].ip, "."))?;
@@ -43,8 +39,8 @@ spec:
         let pod = mesh.pod(&format!("client-{namespace}"))?;
         let token = pod.folder("token").to_string_lossy().into_owned();
         mesh.weftctl(&["token", "create", "--service-account", "client", "--namespace", namespace, "--out", &token])?;
-        let sidecar = mesh.sidecar(&pod, "client", &["--workload", "client", "--token-file", &token])?;
-        mesh.redirect(&pod)?;
+        let sidecar =
+            mesh.sidecar_with_redirection(&pod, "client", &["--workload", "client", "--token-file", &token])?;
         clients.push((namespace, pod, sidecar));
     }
     let expect = |want: [Option<&str>; 3]| {
@@ -52,13 +48,13 @@ spec:
             wait_for(namespace, Duration::from_secs(15), || {
                 let answer = pod.curl(&["-i", "http://database.example.com/"]).unwrap_or_else(|e| e.to_string());
                 let from = format!("{namespace}/client");
-                let told = mesh.weftctl(&["route", "http://database.example.com/", "--from", &from]);
+                let explanation = mesh.weftctl(&["route", "http://database.example.com/", "--from", &from]);
                 let endpoint = want.and_then(|want| databases.iter().find(|pod| pod.name == want));
                 match (want, endpoint) {
                     (Some(want), Some(endpoint)) => {
                         ensure!(answer.contains(&format!("X-Served-By: {want}")), "{namespace}: {answer}");
-                        let told = told?;
-                        ensure!(told.contains(&endpoint.ip), "{namespace}: {told}");
+                        let explanation = explanation?;
+                        ensure!(explanation.contains(&endpoint.ip), "{namespace}: {explanation}");
                     }
                     _ => ensure!(!answer.contains("X-Served-By"), "{namespace}: {answer}"),
                 }
@@ -68,8 +64,8 @@ spec:
         Ok(())
     };
     expect([Some("database-one"), Some("database-two"), None])?;
-    // What others see as well is for those who have none of their own.
-    mesh.policy("two.yaml", &entry("two", &databases[1].ip, "'*'"))?;
+    // An exported definition serves namespaces without one of their own.
+    mesh.policy("two.yaml", &entry("two", &databases[1].ip, "*"))?;
     expect([Some("database-one"), Some("database-two"), Some("database-two")])?;
     std::fs::remove_file(mesh.policies.join("one.yaml"))?;
     expect([Some("database-two"); 3])
@@ -131,8 +127,8 @@ spec:
     route: [{destination: {host: '*.old.example.com', port: {number: 9000}}}]
 ";
 
-/// Routes of requests, of TLS and of bytes to ServiceEntries of wildcards, one of which stands for a part of a label.
-fn a_route_to_a_wildcard_goes_to_the_host_that_is_named() -> Result<()> {
+/// Routes of HTTP, TLS and TCP to ServiceEntries with wildcards, one of which replaces a part of a label.
+fn a_route_to_a_wildcard_goes_to_the_requested_host() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
     certificates.leaf("server", "a-partner.example.com")?;
@@ -143,12 +139,11 @@ fn a_route_to_a_wildcard_goes_to_the_host_that_is_named() -> Result<()> {
     let _tls = one.spawn("tls", "python3", &[&script, "8443", &certificate, &key])?;
     let _other = two.spawn("tls", "python3", &[&script, "8443", &certificate, &key])?;
     let names = mesh.pod("names")?;
-    let known = serde_json::json!({"a-partner.example.com": [one.ip], "b-partner.example.com": [two.ip]});
+    let known = json!({"a-partner.example.com": [one.ip], "b-partner.example.com": [two.ip]});
     let _server = name_server(&names, &known)?;
     mesh.policy("wildcards.yaml", &WILDCARDS.replace("ADDRESS", &two.ip))?;
     front.resolv_conf(&format!("nameserver {}\n", names.ip))?;
-    let _sidecar = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
-    mesh.redirect(&front)?;
+    let _sidecar = mesh.sidecar_with_redirection(&front, "frontend", &["--workload", "frontend"])?;
     let expect = |url: &str, more: &[&str], wanted: &[&str]| {
         wait_for(url, Duration::from_secs(15), || {
             let answer = front.curl(&[&["-i", "-k"], more, &[url]].concat())?;
@@ -157,16 +152,16 @@ fn a_route_to_a_wildcard_goes_to_the_host_that_is_named() -> Result<()> {
         })
     };
     expect("http://a-partner.example.com/", &[], &["X-Served-By: one"])?;
-    // The host that the route gives to the request, wherever the client assumes its own to be.
+    // The route's host decides, not the address that the client dials.
     let at = |host: &str, port: u16, pod: &Pod| format!("{host}:{port}:{}", pod.ip);
     let shop = at("shop.example.net", 80, &one);
     expect("http://shop.example.net/b", &["--resolve", &shop], &["X-Served-By: two"])?;
     let refused = ["503", "x-weft-reason: cluster_undefined"];
     expect("http://shop.example.net/nowhere", &["--resolve", &shop], &refused)?;
-    let dialed = at("shop.example.net", 80, &two);
+    let second = at("shop.example.net", 80, &two);
     let _port = two.serve(80, "two at its own port")?;
-    expect("http://shop.example.net/", &["--resolve", &dialed], &["two at its own port", "x-by: old"])?;
-    // By server name, and where it was dialed to.
+    expect("http://shop.example.net/", &["--resolve", &second], &["two at its own port", "x-by: old"])?;
+    // By server name, and by original destination.
     let wrong = at("a-partner.example.com", 443, &names);
     expect("https://a-partner.example.com/", &["--resolve", &wrong], &["the application's own TLS"])?;
     let new = at("new.example.com", 8443, &two);

@@ -1,4 +1,4 @@
-//! The life of a sidecar's certificate: clocks that differ, and control planes that were away for longer than it lasts.
+//! The lifetime of a sidecar's certificate: clock skew, and outages of the control plane that are longer.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use crate::registry::find_library;
 
 pub(crate) fn all() -> Vec<Scenario> {
     scenarios![
-        a_clock_that_is_ahead_renews_at_half_of_the_life_granted_and_is_named,
+        a_clock_that_is_ahead_renews_at_half_of_the_granted_life_and_is_reported,
         a_sidecar_returns_after_an_outage_longer_than_its_certificate,
     ]
 }
 
-fn a_clock_that_is_ahead_renews_at_half_of_the_life_granted_and_is_named() -> Result<()> {
+fn a_clock_that_is_ahead_renews_at_half_of_the_granted_life_and_is_reported() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("ahead")?;
     let args = mesh.sidecar_args(&pod, "order-service", &["--service", "order-service", "--port", "8080"])?;
@@ -23,14 +23,14 @@ fn a_clock_that_is_ahead_renews_at_half_of_the_life_granted_and_is_named() -> Re
     let ahead = [("LD_PRELOAD".to_owned(), find_library()?), ("FAKETIME".to_owned(), "+13h".to_owned())];
     let sidecar = pod.spawn_with("sidecar", binary("weft-sidecar")?, &args, &ahead)?;
     let ready = || pod.curl(&["http://127.0.0.1:15021/healthz/ready"]);
-    let named = "clock is 13 h 0 min ahead of the control plane's";
-    wait_for("the clock to be named", Duration::from_secs(15), || {
-        ensure!(ready()?.contains(named), "{}\n{}", ready()?, sidecar.output());
+    let skew = "clock is 13 h 0 min ahead of the control plane's";
+    wait_for("the report of the skew", Duration::from_secs(15), || {
+        ensure!(ready()?.contains(skew), "{}\n{}", ready()?, sidecar.output());
         Ok(())
     })?;
-    ensure!(sidecar.output().contains(named), "{}", sidecar.output());
-    // By a heartbeat: meanwhile a loop would have had hundreds of certificates.
-    wait_for("the control plane to name it", Duration::from_secs(15), || {
+    ensure!(sidecar.output().contains(skew), "{}", sidecar.output());
+    // Reported by a heartbeat: until then a renewal loop would have signed hundreds of certificates.
+    wait_for("the skew in the status", Duration::from_secs(15), || {
         ensure!(mesh.status().contains("its clock is 13 h 0 min ahead of this one"), "{}", mesh.status());
         Ok(())
     })?;
@@ -52,7 +52,7 @@ fn a_sidecar_returns_after_an_outage_longer_than_its_certificate() -> Result<()>
             ensure!(answer.contains("no valid certificate"), "{answer}");
             Ok(())
         })?;
-        // It is good to the end of its last second.
+        // The certificate is valid to the end of its last second.
         std::thread::sleep(Duration::from_millis(1100));
         mesh.start_control_plane()
     };
@@ -60,7 +60,7 @@ fn a_sidecar_returns_after_an_outage_longer_than_its_certificate() -> Result<()>
     wait_for("its return", Duration::from_secs(20), || mesh.wait_healthy(&order.pod.ip))?;
     mesh.wait_ready(&order.pod)?;
 
-    // Too late, and no token that is good: it stays away, and its name and the reason are known.
+    // Past the grace period and without a valid token: status has its name and the reason.
     mesh.control_plane_args = ["--certificate-ttl", "10", "--renewal-grace", "0"].map(str::to_owned).to_vec();
     away(&mut mesh)?;
     wait_for("the refusal", Duration::from_secs(20), || {

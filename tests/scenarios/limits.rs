@@ -1,11 +1,11 @@
-//! Limits: exact, and said why.
+//! Limits: exact, and reported with the reason.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weft_tests::{Mesh, statuses, wait_for};
+use weft_tests::{Kind, Mesh, document, statuses, wait_for};
 
 use crate::Scenario;
 
@@ -20,11 +20,12 @@ pub(crate) fn all() -> Vec<Scenario> {
 }
 
 fn limit(connections: u32, pending: u32, per_connection: u32) -> String {
-    format!(
-        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: order}}\nspec:\n  host: order-service\n  \
-         trafficPolicy:\n    connectionPool:\n      tcp: {{maxConnections: {connections}}}\n      http: \
-         {{http1MaxPendingRequests: {pending}, maxRequestsPerConnection: {per_connection}}}\n"
-    )
+    let pool = json!({
+        "tcp": {"maxConnections": connections},
+        "http": {"http1MaxPendingRequests": pending, "maxRequestsPerConnection": per_connection},
+    });
+    let spec = json!({"host": "order-service", "trafficPolicy": {"connectionPool": pool}});
+    document(Kind::DestinationRule, "order", spec)
 }
 
 fn one_connection_and_one_pending_request() -> Result<()> {
@@ -40,7 +41,7 @@ fn one_connection_and_one_pending_request() -> Result<()> {
             "headers": {"Host": "order-service"},
         })
     };
-    // One sequential client never sees a 503, whichever endpoint it is sent to.
+    // A single sequential client never gets a 503, from any endpoint.
     let alone = front.requests(&plan(1, 100))?;
     ensure!(statuses(&alone) == HashMap::from([(200, 100)]), "one client: {:?}", statuses(&alone));
     let three = front.requests(&plan(3, 150))?;
@@ -58,34 +59,24 @@ fn one_connection_and_one_pending_request() -> Result<()> {
     Ok(())
 }
 
-/// One request at a time: half of those in flight is no retry, half of those of late is one for each.
+/// One request at a time: 50 % of the active requests allows no retry, 50 % of the interval's requests one for each.
 fn retry_budget_limits_concurrent_retries() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let (front, _sidecar) = mesh.client("frontend")?;
     let vip = mesh.vip("order-service")?;
-    let policy = |more: &str| {
-        let text = format!(
-            "
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: order}}
-spec:
-  hosts: [order-service]
-  http: [{{route: [{{destination: {{host: order-service}}}}], retries: {{attempts: 1, retryOn: '503'}}}}]
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{name: order}}
-spec:
-  host: order-service
-  trafficPolicy: {{retryBudget: {{percent: 50, minRetryConcurrency: 0{more}}}}}
-"
-        );
-        mesh.policy("order.yaml", &text)
+    let policy = |budget: Value| {
+        let route = json!([{"destination": {"host": "order-service"}}]);
+        let routes = json!({
+            "hosts": ["order-service"],
+            "http": [{"route": route, "retries": {"attempts": 1, "retryOn": "503"}}],
+        });
+        let rule = json!({"host": "order-service", "trafficPolicy": {"retryBudget": budget}});
+        let routes = document(Kind::VirtualService, "order", routes);
+        mesh.policy("order.yaml", &(routes + &document(Kind::DestinationRule, "order", rule)))
     };
-    // How often the application was asked: its own sidecar counts.
-    let asked = || -> Result<u64> {
+    // How often the application was requests: its own sidecar counts.
+    let requests = || -> Result<u64> {
         let text = order.pod.curl(&["http://127.0.0.1:15020/metrics"])?;
         let ours =
             text.lines().filter(|line| line.starts_with("istio_requests_total{") && line.contains("\"destination\""));
@@ -95,26 +86,26 @@ spec:
     let plan = json!({
         "url": format!("http://{vip}/status/503"), "count": 5, "headers": {"Host": "order-service"},
     });
-    let expect = |what: &str, wanted: u64| {
-        wait_for(what, Duration::from_secs(15), || {
-            let before = asked()?;
+    let expect = |case: &str, expected: u64| {
+        wait_for(case, Duration::from_secs(15), || {
+            let before = requests()?;
             ensure!(statuses(&front.requests(&plan)?) == HashMap::from([(503, 5)]));
-            let attempts = asked()? - before;
-            ensure!(attempts == wanted, "{attempts} attempts");
+            let attempts = requests()? - before;
+            ensure!(attempts == expected, "{attempts} attempts");
             Ok(())
         })
     };
-    policy("")?;
+    policy(json!({"percent": 50, "minRetryConcurrency": 0}))?;
     expect("no retry", 5)?;
-    policy(", budgetInterval: 60s")?;
+    policy(json!({"percent": 50, "minRetryConcurrency": 0, "budgetInterval": "60s"}))?;
     expect("a retry for each", 10)?;
-    policy("")?;
+    policy(json!({"percent": 50, "minRetryConcurrency": 0}))?;
     expect("no retry again", 5)
 }
 
 fn max_requests_per_connection_closes_connections() -> Result<()> {
     let mesh = Mesh::start(&[])?;
-    // First without the policy: connections are reused, or the rest would prove nothing.
+    // First without the policy, to prove that connections are reused.
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let (front, _sidecar) = mesh.client("frontend")?;
     let vip = mesh.vip("order-service")?;
@@ -148,7 +139,7 @@ fn connections_never_exceed_the_limit() -> Result<()> {
     }))?;
     ensure!(statuses(&results) == HashMap::from([(200, 600)]), "{:?}", statuses(&results));
     let last: Value = serde_json::from_str(results.last().context("none")?["body"].as_str().unwrap_or_default())?;
-    // Seen by the application: the proxy of its pod holds as many connections to it as the caller's proxy to that.
+    // Observed at the application: its sidecar has one upstream connection for each downstream connection.
     ensure!(last["most_connections"].as_u64().is_some_and(|n| n <= 3), "{}", last["most_connections"]);
     Ok(())
 }
@@ -176,7 +167,7 @@ spec:
     let plan = json!({"url": format!("http://{vip}/health"), "count": 40, "headers": {"Host": "order-service"}});
     let counts = statuses(&front.requests(&plan)?);
     ensure!(counts.get(&503) == Some(&3), "three errors eject it, and no more come: {counts:?}");
-    // It stays ejected for as long as it fails when it comes back; who has ejected it is told with the next heartbeat.
+    // It stays ejected as long as it fails; the next heartbeat reports the ejecting callers.
     weft_tests::wait_for("weftctl status to show it", std::time::Duration::from_secs(20), || {
         front.requests(&plan)?;
         let status = mesh.status();

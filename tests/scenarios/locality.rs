@@ -1,11 +1,11 @@
-//! Near and far: the near are called, those further away stand in for them, and shares are as they are said to be.
+//! Locality load balancing: near endpoints are preferred, far ones are for failover, and shares are exact.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use serde_json::json;
-use weft_tests::{Mesh, Pod, served_by, wait_for};
+use serde_json::{Value, json};
+use weft_tests::{Kind, Mesh, Pod, document, served_by, wait_for};
 
 use crate::Scenario;
 
@@ -17,12 +17,12 @@ pub(crate) fn all() -> Vec<Scenario> {
     ]
 }
 
-fn rule(balancer: &str) -> String {
-    format!(
-        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: order}}\nspec:\n  host: order-service\n  \
-         trafficPolicy:\n    outlierDetection: {{consecutive5xxErrors: 2, interval: 1s, baseEjectionTime: 60s, \
-         maxEjectionPercent: 100}}\n    loadBalancer: {balancer}\n"
-    )
+fn rule(balancer: Value) -> String {
+    let outliers = json!({
+        "consecutive5xxErrors": 2, "interval": "1s", "baseEjectionTime": "60s", "maxEjectionPercent": 100,
+    });
+    let policy = json!({"outlierDetection": outliers, "loadBalancer": balancer});
+    document(Kind::DestinationRule, "order", json!({"host": "order-service", "trafficPolicy": policy}))
 }
 
 /// Of 200 requests, how many each instance served.
@@ -37,21 +37,19 @@ fn shares(front: &Pod, url: &str) -> Result<BTreeMap<String, usize>> {
 
 fn near_localities_are_preferred_and_far_ones_fail_over() -> Result<()> {
     let mesh = Mesh::start(&[])?;
-    mesh.policy("order.yaml", &rule("{simple: ROUND_ROBIN}"))?;
+    mesh.policy("order.yaml", &rule(json!({"simple": "ROUND_ROBIN"})))?;
     let a = mesh.instance("order1", "order-service", 8080, &["--locality", "eu/a"])?;
     let _b = mesh.instance("order2", "order-service", 8080, &["--locality", "eu/b"])?;
     let _us = mesh.instance("order3", "order-service", 8080, &["--locality", "us/a"])?;
-    let front = mesh.pod("frontend")?;
-    let _sidecar = mesh.sidecar(&front, "frontend", &["--locality", "eu/a"])?;
-    mesh.redirect(&front)?;
+    let (front, _sidecar) = mesh.client_with("frontend", &["--locality", "eu/a"])?;
     let url = format!("http://{}/", mesh.vip("order-service")?);
-    let expect = |what: &str, wanted: &[(&str, usize)], off: usize| {
-        wait_for(what, Duration::from_secs(15), || {
+    let expect = |case: &str, expected: &[(&str, usize)], off: usize| {
+        wait_for(case, Duration::from_secs(15), || {
             let seen = shares(&front, &url)?;
             let fits = seen.values().sum::<usize>() == 200
-                && seen.keys().all(|name| wanted.iter().any(|(known, _)| known == name))
-                && wanted.iter().all(|(name, n)| seen.get(*name).copied().unwrap_or_default().abs_diff(*n) <= off);
-            ensure!(fits, "{seen:?}, not {wanted:?}");
+                && seen.keys().all(|name| expected.iter().any(|(known, _)| known == name))
+                && expected.iter().all(|(name, n)| seen.get(*name).copied().unwrap_or_default().abs_diff(*n) <= off);
+            ensure!(fits, "{seen:?}, not {expected:?}");
             Ok(())
         })
     };
@@ -61,35 +59,33 @@ fn near_localities_are_preferred_and_far_ones_fail_over() -> Result<()> {
     front.requests(&json!({"url": format!("{url}health"), "count": 5, "headers": {"Host": "order-service"}}))?;
     expect("the next zone", &[("order2", 200)], 0)?;
     a.pod.curl(&["-X", "POST", "http://127.0.0.1:8080/well"])?;
-    let shares = "{simple: ROUND_ROBIN, localityLbSetting: {distribute: [{from: eu/*, to: {eu/b: 70, us: 30}}]}}";
-    mesh.policy("order.yaml", &rule(shares))?;
+    let localities = |setting: Value| rule(json!({"simple": "ROUND_ROBIN", "localityLbSetting": setting}));
+    let shares = json!({"distribute": [{"from": "eu/*", "to": {"eu/b": 70, "us": 30}}]});
+    mesh.policy("order.yaml", &localities(shares))?;
     expect("shares", &[("order2", 140), ("order3", 60)], 2)?;
-    mesh.policy("order.yaml", &rule("{simple: ROUND_ROBIN, localityLbSetting: {failover: [{from: us, to: eu}]}}"))?;
+    mesh.policy("order.yaml", &localities(json!({"failover": [{"from": "us", "to": "eu"}]})))?;
     // The ejection lasts a minute.
     expect("regions", &[("order2", 200)], 0)?;
-    mesh.policy("order.yaml", &rule("{simple: ROUND_ROBIN, localityLbSetting: {enabled: false}}"))?;
+    mesh.policy("order.yaml", &localities(json!({"enabled": false})))?;
     expect("all alike", &[("order2", 100), ("order3", 100)], 1)
 }
 
-/// The same rack wherever it is; of the others the nearest, and the region that is named before any.
+/// The same rack in any region first; then the nearest locality, with the failover region before other regions.
 fn regions_order_endpoints_with_equal_labels() -> Result<()> {
     let mesh = Mesh::start(&[])?;
-    let priority =
-        "{simple: ROUND_ROBIN, localityLbSetting: {failoverPriority: [rack], failover: [{from: eu, to: us}]}}";
-    mesh.policy("order.yaml", &rule(priority))?;
+    let priority = json!({"failoverPriority": ["rack"], "failover": [{"from": "eu", "to": "us"}]});
+    mesh.policy("order.yaml", &rule(json!({"simple": "ROUND_ROBIN", "localityLbSetting": priority})))?;
     let instance = |name: &str, args: &[&str]| mesh.instance(name, "order-service", 8080, args);
     let rack = instance("order1", &["--locality", "asia/a", "--label", "rack=7"])?;
     let near = instance("order2", &["--locality", "eu/b"])?;
     let _us = instance("order3", &["--locality", "us/a"])?;
     let _far = instance("order4", &["--locality", "asia/a"])?;
-    let front = mesh.pod("frontend")?;
-    let _sidecar = mesh.sidecar(&front, "frontend", &["--locality", "eu/a", "--label", "rack=7"])?;
-    mesh.redirect(&front)?;
+    let (front, _sidecar) = mesh.client_with("frontend", &["--locality", "eu/a", "--label", "rack=7"])?;
     let url = format!("http://{}/", mesh.vip("order-service")?);
-    let expect = |what: &str, wanted: &str| {
-        wait_for(what, Duration::from_secs(15), || {
+    let expect = |case: &str, expected: &str| {
+        wait_for(case, Duration::from_secs(15), || {
             let seen = shares(&front, &url)?;
-            ensure!(seen.len() == 1 && seen.contains_key(wanted), "{seen:?}, not {wanted}");
+            ensure!(seen.len() == 1 && seen.contains_key(expected), "{seen:?}, not {expected}");
             Ok(())
         })
     };
@@ -101,12 +97,15 @@ fn regions_order_endpoints_with_equal_labels() -> Result<()> {
     eject(&rack.pod)?;
     expect("the same region", "order2")?;
     eject(&near.pod)?;
-    expect("the region that is named", "order3")
+    expect("the failover region", "order3")
 }
 
 fn a_new_instance_warms_up() -> Result<()> {
     let mesh = Mesh::start(&[])?;
-    mesh.policy("order.yaml", &rule("{simple: ROUND_ROBIN, warmup: {duration: 8s, minimumPercent: 10}}"))?;
+    mesh.policy(
+        "order.yaml",
+        &rule(json!({"simple": "ROUND_ROBIN", "warmup": {"duration": "8s", "minimumPercent": 10}})),
+    )?;
     let _old = mesh.instance("order1", "order-service", 8080, &[])?;
     let (front, _sidecar) = mesh.client("frontend")?;
     let url = format!("http://{}/", mesh.vip("order-service")?);

@@ -1,4 +1,4 @@
-//! The machine around a sidecar: network namespaces, users, capabilities, and those who share it.
+//! The machine around a sidecar: network namespaces, users, capabilities, and other users of the machine.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -26,7 +26,7 @@ pub(crate) fn user(id: &str) -> Option<[String; 5]> {
     there.then_some(become_user)
 }
 
-/// What a sidecar of user `id` needs, where that user may read it: the program, a token, a data folder.
+/// The program, a token and a data folder for a sidecar, readable for user `id`.
 pub(crate) fn belongings(mesh: &Mesh, account: &str, id: &str) -> Result<[String; 3]> {
     let folder = format!("/run/user-{account}-{id}");
     let paths = ["weft-sidecar", "token", "data"].map(|name| format!("{folder}/{name}"));
@@ -49,7 +49,7 @@ fn ssh(from: &Pod, host: &str) -> Result<Process> {
     Ok(session)
 }
 
-/// Waits until a session has said more than it had.
+/// Waits for new output of a session.
 fn goes_on(session: &Process) -> Result<()> {
     let before = session.output().lines().count();
     wait_for("the session", SOON, || {
@@ -64,7 +64,7 @@ fn a_shared_host_is_captured_by_its_options_and_ssh_works() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let (front, _front_sidecar) = mesh.client("frontend")?;
-    // The host: an application that is to be in the mesh, one that is not, and its administrator's way in.
+    // The host: an application in the mesh, one outside it, and the administrator's ssh.
     let host = mesh.pod("host")?;
     let admin = mesh.pod("admin")?;
     let echo = "import socketserver\nclass H(socketserver.StreamRequestHandler):\n def handle(self):\n  for l in self.rfile: \
@@ -88,11 +88,11 @@ fn a_shared_host_is_captured_by_its_options_and_ssh_works() -> Result<()> {
         ensure!(refused.contains(words), "{options:?}: {refused}");
     }
     ensure!(host.run("nft", &["list", "tables"])?.is_empty(), "a refusal changes nothing");
-    // The widest range that may be asked for.
+    // The widest range that is accepted.
     redirect(&["install", "--shared-host", "--inbound-ports", "1-9000", "--uid", "1000"])?;
     goes_on(&session)?;
     goes_on(&ssh(&admin, &host.ip)?)?;
-    // Inbound: the port asked for is the mesh's, another is as it was.
+    // Inbound: the given port is captured, others are not.
     mesh.wait_healthy(&host.ip)?;
     wait_for("the caller to know the address", SOON, || {
         let call = front.curl(&["-f", &format!("http://{}:8080/", host.ip)])?;
@@ -130,10 +130,7 @@ fn a_shared_host_is_captured_by_its_options_and_ssh_works() -> Result<()> {
 fn a_proxy_without_marks_and_a_user_of_its_own() -> Result<()> {
     let Some(user) = user("1337") else { return Ok(()) };
     let mesh = Mesh::start(&[])?;
-    mesh.policy(
-        "strict.yaml",
-        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default}\nspec: {mtls: {mode: STRICT}}\n",
-    )?;
+    mesh.strict()?;
     let pod = mesh.pod("order1")?;
     let _app = pod.serve(8080, "order1")?;
     let [sidecar, token, data] = belongings(&mesh, "order-service", "1337")?;
@@ -154,7 +151,7 @@ fn a_proxy_without_marks_and_a_user_of_its_own() -> Result<()> {
     ensure!(refused.contains("may not mark its sockets") && refused.contains("--proxy-uid"), "{refused}");
     install(&["--proxy-uid", "1337"])?;
     mesh.wait_healthy(&pod.ip)?;
-    // In, out, and to oneself, by every way there is.
+    // Inbound, outbound and calls to itself, by every address.
     let (front, _front_sidecar) = mesh.client("frontend")?;
     let own = format!("http://{}:8080/", pod.ip);
     let vip = format!("http://{}/", mesh.vip("order-service")?);
@@ -167,7 +164,7 @@ fn a_proxy_without_marks_and_a_user_of_its_own() -> Result<()> {
     })?;
     let answer = pod.curl(&["-f", "-H", "Host: order-service", &vip])?;
     ensure!(answer.contains("sa/order-service"), "{answer}");
-    // An application that listens on the pod's address alone is reached too, and nothing goes round in circles.
+    // An application that listens on the pod's address alone is reached too, without a redirection loop.
     let server = tests_dir().join("apps/server.py").to_string_lossy().into_owned();
     let _second = pod.spawn("second", "python3", &[&server, "8081", "second", &pod.ip])?;
     let register = json!({"name": "order-service", "id": "second", "port": 8081}).to_string();
@@ -189,9 +186,9 @@ fn systemd_resolved_is_detected_and_the_printed_fix_works() -> Result<()> {
     let _sidecar = mesh.sidecar(&pod, "desktop", &["--workload", "desktop"])?;
     pod.resolv_conf("nameserver 127.0.0.53\n")?;
     let nsswitch = pod.etc("nsswitch.conf", "hosts: files resolve [!UNAVAIL=return] dns\n")?;
-    // What it says is in the log.
-    let install = |what: &str| -> Result<String> {
-        let mut process = pod.spawn(what, binary("weft-sidecar")?, &["redirect", "install"])?;
+    // The resolver's message is in the log.
+    let install = |name: &str| -> Result<String> {
+        let mut process = pod.spawn(name, binary("weft-sidecar")?, &["redirect", "install"])?;
         let code = process.wait(SOON)?;
         ensure!(code == 0, "{code}: {}", process.output());
         Ok(process.output())
@@ -201,7 +198,7 @@ fn systemd_resolved_is_detected_and_the_printed_fix_works() -> Result<()> {
     let (_, fix) = log.split_once("Fix: ").with_context(|| format!("no fix: {log}"))?;
     let fix = fix.lines().next().unwrap_or_default();
     ensure!(fix.ends_with(" /etc/nsswitch.conf"), "{fix}");
-    // The pod's file is mounted over it, so it is changed where it is.
+    // The pod's file is a bind mount, so the original is changed.
     weft_tests::run("sh", &["-c", &fix.replace("/etc/nsswitch.conf", &nsswitch.to_string_lossy())])?;
     let log = install("install-again")?;
     ensure!(!log.contains("Fix:"), "{log}");

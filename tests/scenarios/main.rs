@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let mut arguments = Arguments::from_args();
-    // Each is several processes on few cores: in turn, so that times mean something.
+    // Each scenario starts several processes: one at a time, so that measured times are comparable.
     arguments.test_threads = Some(1);
     let trials = [
         traffic::all(),
@@ -121,7 +121,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials.chain(waiting).collect()).exit_code()
 }
 
-/// A scenario that does little but wait: it runs beside all others, and has its turn at their end.
+/// A scenario that mostly waits: it runs beside all others, and is joined at their end.
 fn begun(arguments: &Arguments, (name, scenario): Scenario) -> Trial {
     let fits = |filter: &String| if arguments.exact { name == filter } else { name.contains(filter.as_str()) };
     let wanted = !arguments.list
@@ -135,12 +135,12 @@ fn begun(arguments: &Arguments, (name, scenario): Scenario) -> Trial {
     })
 }
 
-/// A failure comes with the ends of the logs: it may not happen again.
+/// A failure includes the ends of the logs, because it may not be reproducible.
 fn run(scenario: fn() -> anyhow::Result<()>) -> Result<(), Failed> {
     let result = scenario();
     let logs = weft_tests::take_logs();
     result.map_err(|e| Failed::from(format!("{e:#}\n{logs}")))
 }
 
-/// A named scenario.
+/// A scenario with its name.
 type Scenario = (&'static str, fn() -> anyhow::Result<()>);

@@ -1,4 +1,4 @@
-//! Operations: what an administrator does to a sidecar, and what an accident does, while its application goes on.
+//! Operations on a sidecar, and accidents, while its application keeps running.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +13,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios![registrations_survive_a_restart_of_the_sidecar, sockets_kept_by_systemd_outlive_the_sidecar,]
 }
 
-/// Limit for what takes a moment.
+/// Limit of a wait.
 pub(crate) const SOON: Duration = Duration::from_secs(15);
 
 /// Consul's API of the pod's sidecar.
@@ -80,7 +80,7 @@ fn registrations_survive_a_restart_of_the_sidecar() -> Result<()> {
     pod.curl(&["-X", "POST", "http://127.0.0.1:8080/well"])?;
     healthy(&mesh)?;
 
-    // Killed with the control plane: what was registered meanwhile is known to both when they are back.
+    // Killed with the control plane: both have the registrations of the outage when they are back.
     mesh.control_plane.take().map_or(Ok(()), |c| c.signal("KILL"))?;
     sidecar.signal("KILL")?;
     drop(sidecar);
@@ -92,14 +92,14 @@ fn registrations_survive_a_restart_of_the_sidecar() -> Result<()> {
     })?;
     let refused = put(&pod, "service/register", &json!({"name": "billing", "port": 1}))?;
     ensure!(refused.ends_with("403") && refused.contains("its token names order-service"), "{refused}");
-    // A port out of range is what only the control plane refuses.
+    // A port out of range is refused by the control plane alone.
     ensure!(put(&pod, "service/register", &service("wrong", 65536, Value::Null))? == "200");
     sidecar.signal("KILL")?;
     drop(sidecar);
     let mut sidecar = start(&mesh)?;
     mesh.start_control_plane()?;
     healthy(&mesh)?;
-    wait_for("what was registered meanwhile", SOON, || {
+    wait_for("the registrations of the outage", SOON, || {
         let status = mesh.status();
         ensure!(status.contains(" meanwhile on "), "{status}");
         Ok(())
@@ -124,7 +124,7 @@ fn registrations_survive_a_restart_of_the_sidecar() -> Result<()> {
     let mode = weft_tests::run("stat", &["-c", "%a", &file.to_string_lossy()])?;
     ensure!(mode.trim() == "600", "{mode}");
 
-    // Damaged: said, set aside, and the sidecar goes on.
+    // Damaged: reported and renamed, and the sidecar goes on.
     sidecar.signal("KILL")?;
     drop(sidecar);
     std::fs::write(&file, "{\"services\": [{\"regis")?;
@@ -138,7 +138,7 @@ fn registrations_survive_a_restart_of_the_sidecar() -> Result<()> {
     mesh.wait_healthy(&pod.ip)
 }
 
-/// A sidecar whose sockets are kept by another program, as systemd does it.
+/// A sidecar with socket activation, as by systemd.
 struct Activated(Process);
 
 impl Activated {
@@ -147,7 +147,7 @@ impl Activated {
         let (control, data) = (format!("{}:15012", mesh.center.ip), format!("/run/activated-{}", pod.name));
         let (activator, sidecar) = (tests_dir().join("apps/activator.py"), binary("weft-sidecar")?);
         let (activator, sidecar) = (activator.to_string_lossy(), sidecar.to_string_lossy());
-        // Those of deploy/systemd/weft-sidecar@.socket, and one that is not used.
+        // The sockets of deploy/systemd/weft-sidecar@.socket, and an unused one.
         let unit = std::fs::read_to_string(tests_dir().join("../deploy/systemd/weft-sidecar@.socket"))?;
         let mut sockets: Vec<String> = Vec::new();
         for (key, address) in unit.lines().filter_map(|l| l.split_once('=')) {
@@ -172,7 +172,7 @@ impl Activated {
         Ok(Activated(process))
     }
 
-    /// Sends the sidecar a signal. What it had written before comes back.
+    /// Sends the sidecar a signal. Returns its output up to then.
     fn signal(&self, signal: &str) -> Result<String> {
         let before = self.0.output();
         let pid = before.lines().rev().find_map(|l| l.strip_prefix("started ")).context("never started")?;
@@ -180,7 +180,7 @@ impl Activated {
         Ok(before)
     }
 
-    /// Has a successor take over.
+    /// Sends SIGHUP, and waits until the successor serves.
     fn reload(&self) -> Result<()> {
         self.signal("HUP")?;
         wait_for("the successor", SOON, || {
@@ -217,7 +217,7 @@ fn sockets_kept_by_systemd_outlive_the_sidecar() -> Result<()> {
     let call = || front.curl(&["-f", "-H", "Host: order-service", &url]);
     ensure!(call()?.contains("sa/frontend"));
 
-    // Killed: what comes before the next one runs waits for it. It is a second until then.
+    // Killed: connections wait in the listen queue until the next process runs, a second later.
     order_sidecar.end("KILL")?;
     let from_outside = outside.requests_meanwhile(&json!({"url": format!("http://{}:8080/", order.ip)}))?;
     let results = front.requests(&json!({"url": url, "count": 20, "concurrency": 4, "headers": host}))?;
@@ -233,17 +233,17 @@ fn sockets_kept_by_systemd_outlive_the_sidecar() -> Result<()> {
     let by_name = front.curl(&["-f", "http://order-service/"])?;
     ensure!(by_name.contains("sa/frontend"), "and its look-ups: {by_name}");
 
-    // Asked to hand over, under load: the only instance stays in the mesh, and no request fails, on either side.
+    // Reloaded under load: the only instance stays in the mesh, and no request fails, on either side.
     let load = |seconds: u64| {
         front.requests_meanwhile(&json!({
             "url": format!("{url}sleep/5"), "seconds": seconds, "concurrency": 8, "method": "POST",
             "body": "not idempotent", "headers": host,
         }))
     };
-    let none_failed = |what: &str, results: &[Value]| {
+    let none_failed = |case: &str, results: &[Value]| {
         let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
-        println!("{what}: {} requests, {:?}", results.len(), statuses(results));
-        ensure!(failed.is_empty() && results.len() > 300, "{what}: of {} some failed: {failed:?}", results.len());
+        println!("{case}: {} requests, {:?}", results.len(), statuses(results));
+        ensure!(failed.is_empty() && results.len() > 300, "{case}: of {} some failed: {failed:?}", results.len());
         Ok(())
     };
     let running = load(8)?;

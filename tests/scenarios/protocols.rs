@@ -1,4 +1,4 @@
-//! Protocols: whatever an application speaks arrives intact, between sidecars by mTLS.
+//! Protocols: each arrives intact, and between sidecars by mTLS.
 
 use std::time::Duration;
 
@@ -37,14 +37,13 @@ fn server_first_half_close_and_websocket() -> Result<()> {
     for (port, mode) in [(9001, "greet"), (9002, "count"), (9003, "websocket"), (9004, "trailers")] {
         let pod = mesh.pod(mode)?;
         let _server = start(&pod, "python3", &[&script("tcp.py"), &port.to_string(), mode])?;
-        let _sidecar = mesh.sidecar(&pod, mode, &["--service", mode, "--port", &port.to_string()])?;
-        mesh.redirect(&pod)?;
+        let _sidecar = mesh.sidecar_with_redirection(&pod, mode, &["--service", mode, "--port", &port.to_string()])?;
         mesh.wait_healthy(&pod.ip)?;
         let vip = mesh.vip(mode)?;
         let port = port.to_string();
         for (how, host) in [("by virtual IP", vip.as_str()), ("by its own address", pod.ip.as_str())] {
-            let said = front.run("python3", &[&client, host, &port, mode]);
-            ensure!(said.is_ok(), "{mode} {how}: {said:?}");
+            let output = front.run("python3", &[&client, host, &port, mode]);
+            ensure!(output.is_ok(), "{mode} {how}: {output:?}");
         }
         let metrics = front.curl(&["http://127.0.0.1:15020/metrics"])?;
         let service = format!("destination_service=\"{mode}.default.svc.cluster.local\"");
@@ -55,14 +54,14 @@ fn server_first_half_close_and_websocket() -> Result<()> {
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let vip = mesh.vip("order-service")?;
     for mode in ["slow-http", "drip"] {
-        let said = front.run("python3", &[&client, &vip, "80", mode]);
-        ensure!(said.is_ok(), "{mode}: {said:?}");
+        let output = front.run("python3", &[&client, &vip, "80", mode]);
+        ensure!(output.is_ok(), "{mode}: {output:?}");
     }
     // Unknown destinations pass through, in plaintext, whichever side speaks first.
     let outside = mesh.pod("outside")?;
     let _server = start(&outside, "python3", &[&script("tcp.py"), "9001", "greet"])?;
-    let said = front.run("python3", &[&client, &outside.ip, "9001", "greet"]);
-    ensure!(said.is_ok(), "greet outside the mesh: {said:?}");
+    let output = front.run("python3", &[&client, &outside.ip, "9001", "greet"]);
+    ensure!(output.is_ok(), "greet outside the mesh: {output:?}");
     drop(order);
     Ok(())
 }
@@ -78,12 +77,11 @@ fn grpc_unary_and_streams_both_ways() -> Result<()> {
         if let Some(protocol) = protocol {
             args.extend(["--protocol", protocol]);
         }
-        let _sidecar = mesh.sidecar(&pod, name, &args)?;
-        mesh.redirect(&pod)?;
+        let _sidecar = mesh.sidecar_with_redirection(&pod, name, &args)?;
         mesh.wait_healthy(&pod.ip)?;
         let to = format!("{}:9090", mesh.vip(name)?);
-        let said = front.run(&python, &[&script("grpc_echo.py"), "client", &to]);
-        ensure!(said.is_ok(), "gRPC, protocol {name}: {said:?}");
+        let output = front.run(&python, &[&script("grpc_echo.py"), "client", &to]);
+        ensure!(output.is_ok(), "gRPC, protocol {name}: {output:?}");
     }
     Ok(())
 }
@@ -93,7 +91,7 @@ fn a_gigabyte_arrives_intact() -> Result<()> {
     let pod = mesh.pod("files")?;
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("gigabyte");
-    // Repeats every 64 KiB plus a little, so that a block that is lost or comes twice is seen.
+    // The period is a little more than 64 KiB, so that a lost or repeated block changes the data.
     let make = format!(
         "head -c 65573 /dev/urandom > {0}.block; for i in $(seq 16376); do cat {0}.block; done | head -c 1073741824 > {0}; rm {0}.block",
         file.display()
@@ -106,8 +104,7 @@ fn a_gigabyte_arrives_intact() -> Result<()> {
         "python3",
         &["-m", "http.server", "--protocol", "HTTP/1.1", "8080", "--directory", &dir.path().to_string_lossy()],
     )?;
-    let _sidecar = mesh.sidecar(&pod, "files", &["--service", "files", "--port", "8080"])?;
-    mesh.redirect(&pod)?;
+    let _sidecar = mesh.sidecar_with_redirection(&pod, "files", &["--service", "files", "--port", "8080"])?;
     mesh.wait_healthy(&pod.ip)?;
     let (front, front_sidecar) = mesh.client("frontend")?;
     let url = format!("http://{}/gigabyte", mesh.vip("files")?);
@@ -137,8 +134,7 @@ fn names_resolve_to_virtual_ips() -> Result<()> {
         if !with_route {
             pod.run("ip", &["route", "del", "default"])?;
         }
-        let _sidecar = mesh.sidecar(&pod, name, &[])?;
-        mesh.redirect(&pod)?;
+        let _sidecar = mesh.sidecar_with_redirection(&pod, name, &[])?;
         for host in [
             "order-service",
             "order-service.default",

@@ -1,4 +1,4 @@
-//! Endpoints that are proxies themselves, or are behind one: what a connection to them begins with.
+//! Endpoints that are proxies or behind one: the PROXY protocol, and tunnels by CONNECT and POST.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use crate::Scenario;
 use crate::certificates::Certificates;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    scenarios![proxies_are_told_whose_connection_it_is, proxies_are_asked_for_a_tunnel,]
+    scenarios![proxy_protocol_headers_have_the_clients_address, tcp_routes_go_through_tunnels_of_http_proxies,]
 }
 
 const SOON: Duration = Duration::from_secs(15);
 
-/// Sends a line, and prints the port that it came from and the line that it was answered with.
+/// Sends a line. Prints its source port and the line of the answer.
 const LINE: &str = "import socket, sys
 s = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)
 s.sendall(b'hello\\n')
@@ -22,16 +22,16 @@ print(s.getsockname()[1], s.makefile().readline().strip())";
 
 fn line(pod: &Pod, host: &str, port: &str) -> Result<(String, String)> {
     let answer = pod.run("python3", &["-c", LINE, host, port])?;
-    let (from, told) = answer.trim().split_once(' ').with_context(|| format!("no answer: {answer:?}"))?;
-    Ok((from.to_owned(), told.to_owned()))
+    let (from, answer) = answer.trim().split_once(' ').with_context(|| format!("no answer: {answer:?}"))?;
+    Ok((from.to_owned(), answer.to_owned()))
 }
 
-const TOLD: &str = "
+const PROXIED: &str = "
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
-metadata: {name: told}
+metadata: {name: proxied}
 spec:
-  hosts: [told.example.com]
+  hosts: [proxied.example.com]
   addresses: [10.210.0.1]
   ports:
   - {number: 80, name: http, protocol: HTTP, targetPort: PORT}
@@ -42,20 +42,20 @@ spec:
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
-metadata: {name: told}
+metadata: {name: proxied}
 spec:
-  host: told.example.com
+  host: proxied.example.com
   trafficPolicy:
     proxyProtocol: {VERSION}
     tls: {TLS}
     portLevelSettings: [{port: {number: 83}, connectionPool: {tcp: {connectTimeout: 2s}}}]
 ";
 
-/// Every request and every flow of bytes is told of truly, by either version, before TLS.
-fn proxies_are_told_whose_connection_it_is() -> Result<()> {
+/// Every connection begins with a header of the configured version with the client's address, before TLS.
+fn proxy_protocol_headers_have_the_clients_address() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
-    certificates.leaf("server", "told.example.com")?;
+    certificates.leaf("server", "proxied.example.com")?;
     let outside = mesh.pod("outside")?;
     let script = tests_dir().join("apps/proxied.py").to_string_lossy().into_owned();
     let (certificate, key) = (certificates.path("server/tls.crt"), certificates.path("server/tls.key"));
@@ -64,11 +64,11 @@ fn proxies_are_told_whose_connection_it_is() -> Result<()> {
         outside.spawn("tls", "python3", &[&script, "8443", &certificate, &key])?,
     );
     let policy = |version: &str, port: &str, tls: &str| {
-        let text = TOLD.replace("VERSION", version).replace("PORT", port).replace("TLS", tls);
-        mesh.policy("told.yaml", &text.replace("OUTSIDE", &outside.ip))
+        let text = PROXIED.replace("VERSION", version).replace("PORT", port).replace("TLS", tls);
+        mesh.policy("proxied.yaml", &text.replace("OUTSIDE", &outside.ip))
     };
     let (front, _sidecar) = mesh.client("frontend")?;
-    let told = |from: u32| front.curl(&["--local-port", &from.to_string(), "http://told.example.com/"]);
+    let request = |from: u32| front.curl(&["--local-port", &from.to_string(), "http://proxied.example.com/"]);
     let simple = format!("mode: SIMPLE, caCertificates: {}", certificates.ca());
     for (version, port, tls, begin, first) in [
         ("", "8080", "mode: DISABLE", "v1", 30_000),
@@ -85,28 +85,28 @@ fn proxies_are_told_whose_connection_it_is() -> Result<()> {
         };
         wait_for(begin, SOON, || {
             let from = next();
-            let answer = told(from)?;
+            let answer = request(from)?;
             ensure!(answer.starts_with(&format!("{begin} {} {from} 10.210.0.1 80 ", front.ip)), "{from}: {answer}");
             Ok(())
         })?;
-        // One caller after the other, who would share a connection else; and one caller twice.
+        // Sequential clients, which would otherwise share a connection.
         let mut connections = Vec::new();
         for _ in 0..4 {
             let from = next();
-            let answer = told(from)?;
+            let answer = request(from)?;
             ensure!(answer.starts_with(&format!("{begin} {} {from} ", front.ip)), "{from}: {answer}");
             connections.extend(answer.rsplit(' ').next().map(str::to_owned));
         }
         connections.sort();
         connections.dedup();
         ensure!(connections.len() == 4, "callers shared a connection: {connections:?}");
-        let (from, answer) = line(&front, "told.example.com", "82")?;
+        let (from, answer) = line(&front, "proxied.example.com", "82")?;
         ensure!(answer.starts_with(&format!("{begin} {} {from} 10.210.0.1 82 ", front.ip)), "{from}: {answer}");
     }
     policy("version: V1", "8080", "mode: DISABLE")?;
-    // The port's own settings are all that it has: a server that waits for a header closes.
+    // Port settings replace those of the host: without a header the server closes the connection.
     wait_for("a port without a header", SOON, || {
-        let answer = front.curl(&["-i", "http://told.example.com:83/"])?;
+        let answer = front.curl(&["-i", "http://proxied.example.com:83/"])?;
         ensure!(answer.contains(" 503 "), "{answer}");
         Ok(())
     })
@@ -155,8 +155,8 @@ spec:
     route: [{destination: {host: proxy.example.com, subset: refused, port: {number: 3128}}}]
 ";
 
-/// Bytes that no route could take there directly: greetings of servers, much at a time, the end of one direction.
-fn proxies_are_asked_for_a_tunnel() -> Result<()> {
+/// Protocols through the tunnel: a server that speaks first, a large transfer, a half-close.
+fn tcp_routes_go_through_tunnels_of_http_proxies() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let (target, proxy) = (mesh.pod("target")?, mesh.pod("proxy")?);
     let tcp = tests_dir().join("apps/tcp.py").to_string_lossy().into_owned();
@@ -166,7 +166,7 @@ fn proxies_are_asked_for_a_tunnel() -> Result<()> {
     );
     let script = tests_dir().join("apps/connect_proxy.py").to_string_lossy().into_owned();
     let client = tests_dir().join("apps/tcp_client.py").to_string_lossy().into_owned();
-    let asked = proxy.spawn("proxy", "python3", &[&script, "3128", "7002"])?;
+    let tunnels = proxy.spawn("proxy", "python3", &[&script, "3128", "7002"])?;
     let (front, sidecar) = mesh.client("frontend")?;
     for (protocol, method) in [("protocol: CONNECT", "CONNECT"), ("protocol: POST", "POST")] {
         let text = TUNNEL.replace("PROTOCOL", protocol).replace("PROXY", &proxy.ip).replace("TARGET", &target.ip);
@@ -174,12 +174,12 @@ fn proxies_are_asked_for_a_tunnel() -> Result<()> {
         let want = format!("{method} {}:7000", target.ip);
         wait_for(method, SOON, || {
             front.run("python3", &[&client, "10.211.0.1", "9000", "greet"])?;
-            ensure!(asked.output().contains(&want), "{}", asked.output());
+            ensure!(tunnels.output().contains(&want), "{}", tunnels.output());
             Ok(())
         })?;
         front.run("python3", &[&client, "10.211.0.1", "9001", "count"])?;
         let refused = line(&front, "10.211.0.1", "9002");
-        ensure!(refused.as_ref().is_ok_and(|(_, told)| told.is_empty()) || refused.is_err(), "{refused:?}");
+        ensure!(refused.as_ref().is_ok_and(|(_, answer)| answer.is_empty()) || refused.is_err(), "{refused:?}");
         let why = format!("no tunnel to {}:7002: the proxy answered 403 Forbidden", target.ip);
         ensure!(sidecar.output().contains(&why), "{}", sidecar.output());
         let metrics = front.curl(&["http://127.0.0.1:15020/metrics"])?;

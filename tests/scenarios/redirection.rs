@@ -33,8 +33,8 @@ fn lost_rules_of_the_redirection_are_installed_again() -> Result<()> {
     mesh.wait_healthy(&order.pod.ip)?;
     let url = format!("http://{}/", mesh.vip("order-service")?);
     let call = || front.curl(&["-i", "-H", "Host: order-service", &url]);
-    let captured = |what: &str| {
-        wait_for(what, SOON, || {
+    let captured = |case: &str| {
+        wait_for(case, SOON, || {
             let rules = redirect(&order.pod, &["show"])?;
             ensure!(rules.contains("redirect to :15006") && rules.contains("redirect to :15001"), "{rules}");
             let answer = call()?;
@@ -43,7 +43,7 @@ fn lost_rules_of_the_redirection_are_installed_again() -> Result<()> {
         })
     };
     captured("a call")?;
-    // A sidecar guards the rules that it has seen.
+    // A sidecar guards rules that were present.
     wait_for("the guard of the rules", SOON, || {
         let config: Value = serde_json::from_str(&order.pod.curl(&["http://127.0.0.1:15000/config"])?)?;
         ensure!(config["redirected"] == true, "{}", config["redirected"]);
@@ -60,7 +60,7 @@ fn lost_rules_of_the_redirection_are_installed_again() -> Result<()> {
     // Part of them.
     order.pod.run("nft", &["flush", "chain", "inet", "weft", "inbound"])?;
     captured("rules after a flush of one chain")?;
-    // Another installation is what it is.
+    // Rules with other options are kept as they are.
     redirect(&order.pod, &["install", "--exclude-inbound-ports", "9999"])?;
     std::thread::sleep(Duration::from_secs(1));
     let rules = redirect(&order.pod, &["show"])?;
@@ -79,7 +79,7 @@ fn lost_rules_of_the_redirection_are_installed_again() -> Result<()> {
         Ok(())
     })?;
 
-    // On purpose, they stay away; and the caller learns what is wrong.
+    // `redirect remove` is respected, and the caller's error names the cause.
     redirect(&order.pod, &["remove"])?;
     wait_for("the reason", SOON, || {
         let answer = call()?;

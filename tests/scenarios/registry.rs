@@ -1,4 +1,4 @@
-//! The registry under strain: fifty thousand instances, a clock that jumps, registrars that send nonsense.
+//! The registry under strain: fifty thousand instances, a clock that jumps, invalid registrations.
 
 use std::time::{Duration, Instant};
 
@@ -34,16 +34,21 @@ fn a_member_that_sends_the_largest_of_everything_is_refused_and_costs_bounded_me
     ensure!(process.wait(Duration::from_secs(120))? == 0, "{}", process.output());
     let output = process.output();
     let refused: Value = serde_json::from_str(output.lines().last().context("nothing printed")?)?;
-    for (what, why) in [
+    for (request, why) in [
         ("labels of a sidecar", "1 labels of 50005 bytes together, at most 128 of 8192 bytes"),
         ("metadata of an instance", "tags, metadata and tagged addresses are too large"),
         ("registrations of an identity", "has registered"),
         ("output of a check", "at most 8192"),
-        ("a name that is asked for", "resource_names_subscribe has 100000 bytes, at most 512"),
+        ("a subscribed name", "resource_names_subscribe has 100000 bytes, at most 512"),
         ("labels in a stream", "labels of 100005 bytes"),
         ("names of an identity", "it asks for names of"),
+        ("pairs of an identity", "at most 50000 of 67108864 bytes together are allowed; delete keys"),
+        ("name of a session", "the field Name has 100000 bytes, at most 512"),
+        ("sessions of an identity", "has written 5000 sessions"),
+        ("metadata of a query", "too many for one of the prepared queries, at most 16384"),
+        ("queries of an identity", "has written 1000 prepared queries"),
     ] {
-        ensure!(refused[what].as_str().is_some_and(|said| said.contains(why)), "{what}: {:#}", refused);
+        ensure!(refused[request].as_str().is_some_and(|text| text.contains(why)), "{request}: {:#}", refused);
     }
     let metrics = mesh.center.curl(&["-f", "http://127.0.0.1:8501/metrics"])?;
     let counted = metrics.lines().find_map(|line| line.strip_prefix("weft_out_of_bounds_total "));
@@ -51,7 +56,7 @@ fn a_member_that_sends_the_largest_of_everything_is_refused_and_costs_bounded_me
     let after = resident()?;
     println!("the control plane had {before} MB, and has {after} MB");
     ensure!(after < before + 450, "memory went from {before} to {after} MB");
-    // Others are served as before.
+    // Other members are served as before.
     let _order = mesh.instance("order1", "order", 8080, &[])?;
     Ok(())
 }
@@ -68,7 +73,7 @@ fn a_token_that_grants_three_thousand_services_is_small_and_joins() -> Result<()
     let args = ["--token-file", &token, "--service", "service-2999", "--port", "8080"];
     let sidecar = mesh.sidecar(&pod, "many", &args)?;
     mesh.wait_healthy(&pod.ip)?;
-    // The refusal of one that is not among them fits a line.
+    // The refusal of another service fits on a line.
     let refused = crate::operations::put(&pod, "service/register", &json!({"name": "other", "port": 8081}))?;
     ensure!(refused.contains("may not register the service") && refused.contains("and 2992 more"), "{refused:.500}");
     drop(sidecar);
@@ -114,7 +119,7 @@ fn fifty_thousand_instances_survive_a_kill_and_the_loss_of_all_leases() -> Resul
     let summary = mesh.weftctl(&["status"])?;
     ensure!(summary.contains("50 services, ") && summary.contains("All of it: -o wide"), "{summary:.2000}");
     ensure!(summary.lines().count() <= 40, "it does not fit a screen: {} lines", summary.lines().count());
-    // Those who registered are gone, all at once: that is our fault, not theirs, and nothing is removed.
+    // All registrars are gone at once: a fault of the control plane or the network, so no instance is removed.
     wait_for("the leases to end", Duration::from_secs(20), || {
         let log = mesh.control_plane.as_ref().context("it runs")?.output();
         ensure!(log.contains("many leases ended at once"), "not yet");
@@ -131,7 +136,7 @@ fn fifty_thousand_instances_survive_a_kill_and_the_loss_of_all_leases() -> Resul
     Ok(())
 }
 
-/// The control plane's clock jumps by hours while sidecars come and go: their lives are counted by a clock that does not.
+/// The control plane's clock jumps by hours while sidecars come and go: leases use the monotonic clock.
 fn clock_jumps_remove_no_instances() -> Result<()> {
     let mut mesh = Mesh::network(&["--lease", "4"])?;
     let file = mesh.center.folder("clock").to_string_lossy().into_owned();
@@ -163,7 +168,7 @@ fn clock_jumps_remove_no_instances() -> Result<()> {
         let found = front.curl(&["-f", "http://127.0.0.1:8500/v1/health/service/order-service?consistent"])?;
         ensure!(found.contains(&format!("\"o-{round}\"")), "registered at {offset}: {found}");
         if offset == "-6h" {
-            // One that joins now; its certificate is dated by the control plane's clock.
+            // A new sidecar: its certificate has the control plane's time.
             let hour = || weft_tests::run("date", &["-u", "-d", "6 hours ago", "+%Y-%m-%dT%H"]);
             let before = hour()?;
             let late = mesh.pod("late")?;
@@ -186,7 +191,7 @@ pub(crate) fn find_library() -> Result<String> {
     Ok(found.to_string_lossy().into_owned())
 }
 
-/// What no registrar should send, and what it is told.
+/// Invalid registrations, and the errors that they get.
 fn invalid_input_is_refused_and_state_survives() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
@@ -214,7 +219,7 @@ fn invalid_input_is_refused_and_state_survives() -> Result<()> {
         ),
         (register, &large, "413", "too large"),
         (register, &deep, "400", "decode error"),
-        ("/v1/agent/service/deregister/somebody-elses", "", "404", "Unknown service ID"),
+        ("/v1/agent/service/deregister/another-owners", "", "404", "Unknown service ID"),
         ("/v1/agent/check/pass/nothing", "", "404", "Unknown check ID"),
         ("/v1/agent/nonsense", "", "501", "not supported"),
         ("/v1/kv/", "x", "400", "Missing key name"),
@@ -236,7 +241,7 @@ fn invalid_input_is_refused_and_state_survives() -> Result<()> {
     Ok(())
 }
 
-/// What a browser sends for a page whose name was made to lead here, or from another origin.
+/// Requests of a browser after DNS rebinding, or from another origin.
 fn web_pages_cannot_use_the_apis_on_loopback() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let pod = mesh.pod("order1")?;
@@ -267,7 +272,7 @@ fn web_pages_cannot_use_the_apis_on_loopback() -> Result<()> {
     pod.curl(&["-f", "-X", "PUT", "-d", "x", "http://127.0.0.1:8500/v1/kv/b"])?;
     let keys = pod.curl(&["-f", "http://127.0.0.1:8500/v1/kv/?keys"])?;
     ensure!(keys.trim() == r#"["b"]"#, "{keys}");
-    // Probes come by the pod's address, and by whatever name.
+    // Probes use the pod's address and any host name.
     ask(&pod, "http://127.0.0.1:15021/healthz/ready", &evil).and_then(|answer| {
         ensure!(answer.ends_with("\n200"), "{answer}");
         Ok(())
@@ -277,7 +282,7 @@ fn web_pages_cannot_use_the_apis_on_loopback() -> Result<()> {
     Ok(())
 }
 
-/// One data folder and two tokens, one after the other; and the first again.
+/// One data folder with one token, then another, then the first again.
 fn a_sidecar_whose_token_names_another_identity_joins_anew() -> Result<()> {
     let mesh = Mesh::start(&["--lease", "4"])?;
     let pod = mesh.pod("order1")?;

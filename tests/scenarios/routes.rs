@@ -1,4 +1,4 @@
-//! Routes of a VirtualService, seen from both ends; what happens to unknown destinations; what the access log says.
+//! Routes of a VirtualService, observed at both ends; unknown destinations; the access log.
 
 use std::time::Duration;
 
@@ -105,8 +105,7 @@ fn unknown_destinations_and_the_access_log() -> Result<()> {
     let client = |name: &str, args: &[&str]| -> Result<_> {
         let pod = mesh.pod(name)?;
         let all = [&["--workload", name, "--access-log", "-"], args].concat();
-        let sidecar = mesh.sidecar(&pod, name, &all)?;
-        mesh.redirect(&pod)?;
+        let sidecar = mesh.sidecar_with_redirection(&pod, name, &all)?;
         Ok((pod, sidecar))
     };
     let (front, sidecar) = client("frontend", &[])?;
@@ -117,7 +116,7 @@ fn unknown_destinations_and_the_access_log() -> Result<()> {
         pod.curl(&["-i", "-H", &host, "-H", "x-request-id: abc-123", &format!("http://{to}/path?q=1")])
     };
     let passed = get(&front, &format!("{}:8080", outside.ip), "www.example.com")?;
-    ensure!(passed.contains("\"outside\""), "what is unknown passes through: {passed}");
+    ensure!(passed.contains("\"outside\""), "passthrough of an unknown destination: {passed}");
     let refused = get(&strict, &format!("{}:8080", outside.ip), "www.example.com")?;
     ensure!(refused.starts_with("HTTP/1.1 502") && refused.contains("x-weft-reason: unknown_host"), "{refused}");
     ensure!(get(&strict, &vip, "order-service")?.starts_with("HTTP/1.1 200"), "the mesh is known");
@@ -140,7 +139,7 @@ fn unknown_destinations_and_the_access_log() -> Result<()> {
         ensure!(line[field] == value, "{field}: {line}");
     }
     ensure!(line["response_code"] == 200 && line["duration_ms"].as_f64() > Some(0.0), "{line}");
-    // A client that does not wait for the answer.
+    // A client that disconnects before the response.
     let url = format!("http://{vip}/sleep/2000");
     let gone = front.curl(&["-H", "Host: order-service", "--max-time", "0.3", &url]);
     ensure!(gone.is_err(), "{gone:?}");
@@ -159,13 +158,13 @@ metadata: {name: order}
 spec:
   hosts: [order-service]
   http:
-  - match: [{sourceLabels: {tier: web}, uri: {prefix: /who}}]
+  - match: [{sourceLabels: {tier: web}, uri: {prefix: /client}}]
     directResponse: {status: 200, body: {string: the web}}
   - match: [{sourceNamespace: elsewhere}]
     directResponse: {status: 200, body: {string: elsewhere}}
   - match: [{port: 81}]
     directResponse: {status: 200, body: {string: port 81}}
-  - match: [{uri: {prefix: /who}, withoutHeaders: {x-known: {exact: "yes"}}, scheme: {exact: http}}]
+  - match: [{uri: {prefix: /client}, withoutHeaders: {x-known: {exact: "yes"}}, scheme: {exact: http}}]
     directResponse: {status: 200, body: {string: unknown client}}
   - route: [{destination: {host: order-service}}]
 ---
@@ -179,7 +178,7 @@ spec:
     tls: {mode: DISABLE}
 "#;
 
-/// Two clients of one namespace are told different things, and what one is told follows its labels.
+/// Two clients of one namespace have different routes and rules, by their labels.
 fn routes_and_rules_for_some_clients() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", FOR_SOME)?;
@@ -187,14 +186,13 @@ fn routes_and_rules_for_some_clients() -> Result<()> {
     let vip = mesh.vip("order-service")?;
     let client = |name: &str, labels: &[&str]| -> Result<(Pod, weft_tests::Process)> {
         let pod = mesh.pod(name)?;
-        let sidecar = mesh.sidecar(&pod, name, labels)?;
-        mesh.redirect(&pod)?;
+        let sidecar = mesh.sidecar_with_redirection(&pod, name, labels)?;
         Ok((pod, sidecar))
     };
     let (web, _web_sidecar) = client("web", &["--label", "tier=web"])?;
     let (batch, _batch_sidecar) = client("batch", &["--label", "tier=batch"])?;
     let ask = |pod: &Pod, port: u16, headers: &[&str]| -> Result<String> {
-        let url = format!("http://{vip}:{port}/who");
+        let url = format!("http://{vip}:{port}/client");
         let headers = headers.iter().flat_map(|header| ["-H", header]);
         pod.curl(&[&["-H", "Host: order-service"][..], &headers.collect::<Vec<_>>(), &[&url]].concat())
     };
@@ -208,11 +206,11 @@ fn routes_and_rules_for_some_clients() -> Result<()> {
         let answer = ask(pod, port, headers)?;
         ensure!(answer.contains(wanted), "{port} {headers:?}: {answer}, not {wanted}");
     }
-    // Plaintext from the one, so that it has no identity, the mesh's TLS from the other.
+    // Plaintext from one client, which then has no identity, mTLS from the other.
     let call = |pod: &Pod| pod.curl(&["-f", "-H", "Host: order-service", &format!("http://{vip}/")]);
     let (of_web, of_batch) = (call(&web)?, call(&batch)?);
     ensure!(!of_web.contains("sa/web") && of_batch.contains("sa/batch"), "{of_web} {of_batch}");
-    // What it registers has labels too: from then on it is another client.
+    // Labels of a registered instance count too: the client then matches other routes.
     let registration = r#"{"name": "batch", "port": 9, "tags": ["tier=web"], "meta": {"tier": "web"}}"#;
     batch.curl(&["-f", "-X", "PUT", "-d", registration, "http://127.0.0.1:8500/v1/agent/service/register"])?;
     wait_for("the other routes", Duration::from_secs(10), || {
@@ -257,9 +255,7 @@ fn faults_and_cors() -> Result<()> {
     let mesh = Mesh::start(&[])?;
     mesh.policy("order.yaml", FAULTS)?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
-    let pod = mesh.pod("frontend")?;
-    let sidecar = mesh.sidecar(&pod, "frontend", &["--access-log", "-"])?;
-    mesh.redirect(&pod)?;
+    let (pod, sidecar) = mesh.client_with("frontend", &["--access-log", "-"])?;
     let vip = mesh.vip("order-service")?;
     let ask = |path: &str, more: &[&str]| -> Result<String> {
         let url = format!("http://{vip}{path}");
@@ -323,13 +319,13 @@ metadata: {name: team}
 spec:
   http:
   - match: [{uri: {prefix: /team/a}}]
-    directResponse: {status: 299, body: {string: SAID}}
+    directResponse: {status: 299, body: {string: BODY}}
 ";
 
-/// Copies cost the request nothing, come whole, and their answers go nowhere. What a delegate says changes with it.
+/// Mirrored requests are complete and do not delay the original; their responses are dropped. A changed delegate takes effect.
 fn mirrors_and_delegates() -> Result<()> {
     let mesh = Mesh::start(&[])?;
-    let policy = |said: &str| mesh.policy("order.yaml", &COPIES.replace("SAID", said));
+    let policy = |body: &str| mesh.policy("order.yaml", &COPIES.replace("BODY", body));
     policy("one")?;
     let _order = mesh.instance("order1", "order-service", 8080, &[])?;
     let shadow = mesh.instance("shadow1", "shadow-service", 8080, &[])?;
@@ -360,7 +356,7 @@ fn mirrors_and_delegates() -> Result<()> {
         ensure!(ask("/team/a", &[])?.ends_with("two"), "not yet");
         Ok(())
     })?;
-    // The delegate has no route for it, and the one after it is for everything.
+    // The delegate has no route for it, and the next route matches all requests.
     ensure!(ask("/team/b", &[])?.contains("order1"), "the next route");
     copied("/team/b", 1)?;
 

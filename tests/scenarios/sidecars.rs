@@ -1,4 +1,4 @@
-//! What Istio's Sidecar says of a workload.
+//! Istio's Sidecar.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use weft_tests::{Mesh, tests_dir, wait_for};
 use crate::Scenario;
 
 pub(crate) fn all() -> Vec<Scenario> {
-    scenarios![a_sidecar_knows_and_serves_what_its_policy_says,]
+    scenarios![a_sidecar_resource_limits_egress_and_maps_ingress,]
 }
 
 const FRONT: &str = "
@@ -31,25 +31,22 @@ spec:
     connectionPool: {http: {http2MaxRequests: 1}}
 ";
 
-fn a_sidecar_knows_and_serves_what_its_policy_says() -> Result<()> {
+fn a_sidecar_resource_limits_egress_and_maps_ingress() -> Result<()> {
     let mesh = Mesh::start(&[])?;
-    // The application listens on loopback alone, and at another port than callers know.
+    // The application listens on loopback alone, at another port than the service's.
     let order = mesh.pod("order")?;
     let script = tests_dir().join("apps/server.py").to_string_lossy().into_owned();
     let _app = order.spawn("app", "python3", &[&script, "8080", "order", "127.0.0.1"])?;
-    let _order = mesh.sidecar(
+    let _order = mesh.sidecar_with_redirection(
         &order,
         "order-service",
         &["--service", "order-service", "--port", "9080", "--label", "app=order"],
     )?;
-    mesh.redirect(&order)?;
     mesh.wait_healthy(&order.ip)?;
     let _payment = mesh.instance("payment1", "payment", 8080, &[])?;
     let outside = mesh.pod("outside")?;
     let _outside = outside.serve(8080, "outside")?;
-    let front = mesh.pod("frontend")?;
-    let _sidecar = mesh.sidecar(&front, "frontend", &["--label", "app=front"])?;
-    mesh.redirect(&front)?;
+    let (front, _sidecar) = mesh.client_with("frontend", &["--label", "app=front"])?;
     let (order_ip, payment_ip) = (mesh.vip("order-service")?, mesh.vip("payment")?);
     let ask = |host: &str, url: &str| {
         let host = format!("Host: {host}");
@@ -64,7 +61,7 @@ fn a_sidecar_knows_and_serves_what_its_policy_says() -> Result<()> {
         Ok(())
     })?;
     mesh.policy("front.yaml", &FRONT.replace("MODE", "REGISTRY_ONLY"))?;
-    wait_for("payment is not known any more", Duration::from_secs(10), || {
+    wait_for("payment is unknown", Duration::from_secs(10), || {
         let answer = ask("payment", &payment_url)?;
         ensure!(answer.contains(" 502 ") && answer.contains("x-weft-reason: unknown_host"), "{answer}");
         Ok(())
@@ -76,7 +73,7 @@ fn a_sidecar_knows_and_serves_what_its_policy_says() -> Result<()> {
     })?;
     let refused = ask("outside", &outside_url)?;
     ensure!(refused.contains(" 502 "), "{refused}");
-    // One request at a time, as the port's own limits say.
+    // One request at a time: the port's own limit.
     let plan = serde_json::json!({
         "url": format!("{order_url}sleep/300"), "count": 3, "concurrency": 3, "headers": {"Host": "order-service"}
     });
@@ -84,13 +81,13 @@ fn a_sidecar_knows_and_serves_what_its_policy_says() -> Result<()> {
     ensure!(statuses.get(&200) == Some(&1) && statuses.get(&503) == Some(&2), "{statuses:?}");
 
     mesh.policy("front.yaml", &FRONT.replace("MODE", "ALLOW_ANY"))?;
-    wait_for("what is unknown passes", Duration::from_secs(10), || {
+    wait_for("passthrough of an unknown destination", Duration::from_secs(10), || {
         let answer = ask("outside", &outside_url)?;
         ensure!(answer.contains("\"name\": \"outside\""), "{answer}");
         Ok(())
     })?;
     std::fs::remove_file(mesh.policies.join("front.yaml"))?;
-    wait_for("everything is known again", Duration::from_secs(10), || {
+    wait_for("all hosts are visible again", Duration::from_secs(10), || {
         let answer = ask("payment", &payment_url)?;
         ensure!(answer.contains("payment1"), "{answer}");
         Ok(())

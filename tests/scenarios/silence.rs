@@ -1,4 +1,4 @@
-//! Connections that hold a listener up: thousands that say nothing, and thousands of questions that wait.
+//! Connections that occupy a listener: thousands of silent ones, and thousands of blocking queries.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios![silent_connections_shut_no_listener, blocking_queries_of_one_client_leave_room_for_writes_and_health,]
 }
 
-/// More than any listener lets one address keep quiet.
+/// More silent connections than any listener allows one address.
 const SILENT: usize = 2500;
 
 const EDGE: &str = "
@@ -40,21 +40,21 @@ spec:
   - route: [{destination: {host: order-service}}]
 ";
 
-/// Holds connections that say nothing, from `pod`, while `probe` runs.
-fn meanwhile(pod: &Pod, address: &str, port: u16, what: &str, probe: impl Fn() -> Result<String>) -> Result<()> {
-    probe().with_context(|| format!("{what}, before"))?;
+/// Holds silent connections from `pod` while `probe` runs.
+fn meanwhile(pod: &Pod, address: &str, port: u16, listener: &str, probe: impl Fn() -> Result<String>) -> Result<()> {
+    probe().with_context(|| format!("{listener}, before"))?;
     let script = tests_dir().join("apps/silent.py").to_string_lossy().into_owned();
-    let (port, count, name) = (port.to_string(), SILENT.to_string(), what.replace([' ', ',', '\''], "-"));
+    let (port, count, name) = (port.to_string(), SILENT.to_string(), listener.replace([' ', ',', '\''], "-"));
     let (process, _input) = pod.spawn_with_input(&name, "python3", &[&script, address, &port, &count])?;
-    wait_for(what, Duration::from_secs(30), || {
+    wait_for(listener, Duration::from_secs(30), || {
         let output = process.output();
         ensure!(output.contains("open"), "{output}");
         Ok(())
     })?;
     let began = Instant::now();
-    probe().with_context(|| format!("{what}, beside {SILENT} silent connections"))?;
+    probe().with_context(|| format!("{listener}, beside {SILENT} silent connections"))?;
     let took = began.elapsed();
-    ensure!(took < Duration::from_secs(2), "{what}: {took:?} beside {SILENT} silent connections");
+    ensure!(took < Duration::from_secs(2), "{listener}: {took:?} beside {SILENT} silent connections");
     process.signal("KILL")
 }
 
@@ -74,7 +74,7 @@ fn silent_connections_shut_no_listener() -> Result<()> {
     wait_for("the gateway", SOON, || get(&outside, &format!("http://{}/", at(&edge, 8080))))?;
 
     // From one address, whose own requests are served too.
-    for (what, pod, port, url) in [
+    for (listener, pod, port, url) in [
         ("sidecar, inbound", &order.pod, 8000, format!("http://{}/", at(&order.pod, 8000))),
         ("gateway, HTTP", &edge, 8080, format!("http://{}/", at(&edge, 8080))),
         ("gateway, HTTPS", &edge, 8443, format!("https://{}/", at(&edge, 8443))),
@@ -82,22 +82,22 @@ fn silent_connections_shut_no_listener() -> Result<()> {
         ("metrics", &order.pod, 15020, format!("http://{}/metrics", at(&order.pod, 15020))),
         ("Consul's API, TLS", &mesh.center, 8502, format!("https://{api}/v1/status/leader")),
     ] {
-        meanwhile(&outside, &pod.ip, port, what, || get(&outside, &url))?;
+        meanwhile(&outside, &pod.ip, port, listener, || get(&outside, &url))?;
     }
     // On loopback.
-    for (what, pod, port, path) in [
+    for (listener, pod, port, path) in [
         ("agent API", &order.pod, 8500, "v1/agent/self"),
         ("Eureka's API", &order.pod, 8761, "eureka/apps"),
         ("admin", &order.pod, 15000, "config"),
         ("Consul's API", &mesh.center, 8501, "v1/status/leader"),
         ("control plane's readiness", &mesh.center, 8501, "healthz/ready"),
     ] {
-        meanwhile(pod, "127.0.0.1", port, what, || get(pod, &format!("http://127.0.0.1:{port}/{path}")))?;
+        meanwhile(pod, "127.0.0.1", port, listener, || get(pod, &format!("http://127.0.0.1:{port}/{path}")))?;
     }
-    for (what, pod) in [("DNS of a sidecar", &order.pod), ("DNS of the control plane", &mesh.center)] {
+    for (listener, pod) in [("DNS of a sidecar", &order.pod), ("DNS of the control plane", &mesh.center)] {
         let name = "order-service.service.consul";
-        let asked = ["@127.0.0.1", "-p", "8600", "+tcp", "+tries=1", "+time=5", "+short", name];
-        meanwhile(pod, "127.0.0.1", 8600, what, || pod.run("dig", &asked))?;
+        let query = ["@127.0.0.1", "-p", "8600", "+tcp", "+tries=1", "+time=5", "+short", name];
+        meanwhile(pod, "127.0.0.1", 8600, listener, || pod.run("dig", &query))?;
     }
     // Sidecars join meanwhile.
     let joins = std::sync::atomic::AtomicU32::new(0);
@@ -127,9 +127,9 @@ fn blocking_queries_of_one_client_leave_room_for_writes_and_health() -> Result<(
         Ok(output)
     })?;
     let refused: usize = output.trim().trim_start_matches("open ").parse()?;
-    // Some of a burst may have been closed before they were read.
+    // Some connections of a burst may have been closed before they were read.
     ensure!((2000..=2900).contains(&refused), "{refused} of 3000 were answered with 429");
-    // What is written, and what is read without waiting, is served meanwhile.
+    // Writes and non-blocking reads are served meanwhile.
     let began = Instant::now();
     ensure!(put(&pod, "check/pass/service:a", &serde_json::Value::Null)? == "200", "its health is taken");
     let other = json!({"name": "order-service", "id": "b", "port": 8081});
@@ -148,7 +148,7 @@ fn blocking_queries_of_one_client_leave_room_for_writes_and_health() -> Result<(
     ])?;
     ensure!(more == "429 1", "{more}");
     questions.signal("KILL")?;
-    // Its client gone, there is room again.
+    // After the client's end its share is free again.
     wait_for("room", SOON, || {
         let short = path.replace("wait=60s", "wait=1s");
         let url = format!("http://127.0.0.1:8500{short}");

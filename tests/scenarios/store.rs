@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine};
-use serde_json::Value;
+use serde_json::{Value, json};
 use weft_control_plane::store::embedded::Embedded;
 use weft_control_plane::store::etcd::{Access, Etcd as EtcdStore};
 use weft_control_plane::store::{Change, Condition, Error, Op, Shared, Table};
-use weft_tests::{Etcd, Mesh, Pod, statuses, wait_for};
+use weft_tests::{Etcd, Kind, Mesh, Pod, document, statuses, wait_for};
 
 use crate::Scenario;
 
@@ -20,11 +20,12 @@ pub(crate) fn all() -> Vec<Scenario> {
         three_control_planes_over_etcd_serve_as_one,
         compacted_history_is_read_anew,
         a_control_plane_without_its_store_sends_sidecars_elsewhere,
+        a_control_plane_above_its_share_sends_sidecars_to_another,
         a_snapshot_brings_a_mesh_back,
     ]
 }
 
-/// The contract of `Store`, of both.
+/// The contract of `Store`, for both implementations.
 fn redb_and_etcd_keep_the_same_promises() -> Result<()> {
     let mesh = Mesh::network(&[])?;
     let etcd = Etcd::start(&mesh.center, 1)?;
@@ -66,27 +67,28 @@ async fn contract(store: Shared) -> Result<()> {
     let record = store.get(Table::Kv, "c").await?.context("c is there")?;
     ensure!((record.created, record.modified, record.value.as_slice()) == (first, first + 1, b"3"), "{record:?}");
     ensure!(store.get(Table::Sessions, "c").await?.is_none(), "tables are apart");
-    // The watch tells both, each with its revision and in order.
-    let told = watch.changes.recv().await.context("told")?;
-    ensure!(told.revision == first && told.changes.len() == 2 && told.changes[0].key == "a/b", "{told:?}");
-    let told = watch.changes.recv().await.context("told")?;
-    ensure!(told.changes == [Change { table: Table::Kv, key: "c".into(), record: Some(record) }], "{told:?}");
+    // The watch delivers both changes, in order and with their revisions.
+    let event = watch.changes.recv().await.context("the watch has ended")?;
+    ensure!(event.revision == first && event.changes.len() == 2 && event.changes[0].key == "a/b", "{event:?}");
+    let event = watch.changes.recv().await.context("the watch has ended")?;
+    ensure!(event.changes == [Change { table: Table::Kv, key: "c".into(), record: Some(record) }], "{event:?}");
     // Leases.
     let lease = store.grant(Duration::from_secs(1)).await?;
     store.txn(vec![], vec![Op::put_leased(Table::Alive, "x", "1", lease)]).await?.context("done")?;
-    let told = watch.changes.recv().await.context("told")?;
-    ensure!(told.changes[0].record.as_ref().is_some_and(|r| r.lease == lease), "{told:?}");
+    let event = watch.changes.recv().await.context("the watch has ended")?;
+    ensure!(event.changes[0].record.as_ref().is_some_and(|r| r.lease == lease), "{event:?}");
     for _ in 0..4 {
         tokio::time::sleep(Duration::from_millis(500)).await;
         ensure!(store.keep_alive(lease).await?, "it is kept alive");
     }
-    ensure!(store.get(Table::Alive, "x").await?.is_some(), "and what is bound to it");
-    let told = tokio::time::timeout(Duration::from_secs(10), watch.changes.recv()).await?.context("told")?;
-    ensure!(told.changes == [Change { table: Table::Alive, key: "x".into(), record: None }], "{told:?}");
+    ensure!(store.get(Table::Alive, "x").await?.is_some(), "and its records");
+    let event =
+        tokio::time::timeout(Duration::from_secs(10), watch.changes.recv()).await?.context("the watch has ended")?;
+    ensure!(event.changes == [Change { table: Table::Alive, key: "x".into(), record: None }], "{event:?}");
     ensure!(!store.keep_alive(lease).await?, "it has ended");
     let late = store.txn(vec![], vec![Op::put_leased(Table::Alive, "x", "1", lease)]).await;
     ensure!(late == Err(Error::LeaseEnded), "{late:?}");
-    // What is written again without the lease stays when that is revoked.
+    // A record that is written again without the lease stays when the lease is revoked.
     let lease = store.grant(Duration::from_secs(60)).await?;
     let bound = |key: &str| Op::put_leased(Table::Alive, key, "1", lease);
     store.txn(vec![], vec![bound("y"), bound("z")]).await?.context("done")?;
@@ -94,7 +96,7 @@ async fn contract(store: Shared) -> Result<()> {
     store.revoke(lease).await?;
     store.revoke(lease).await?;
     ensure!(store.get(Table::Alive, "y").await?.is_some() && store.get(Table::Alive, "z").await?.is_none());
-    // All there is, at one revision.
+    // A snapshot of all records, at one revision.
     let watch = store.watch().await?;
     let keys: Vec<_> = watch.records.iter().map(|(table, record)| (*table, record.key.as_str())).collect();
     ensure!(keys == [(Table::Alive, "y"), (Table::Kv, "a/b"), (Table::Kv, "c")], "{keys:?}");
@@ -123,11 +125,11 @@ fn listed(pod: &Pod) -> Result<Vec<String>> {
     Ok(ids.map(str::to_owned).collect())
 }
 
-/// Registers instances until told to end: the ids that were acknowledged.
+/// Registers instances until `end` is set. Returns the acknowledged ids.
 fn registrar(pod: &Pod, first: usize, count: usize) -> Result<Vec<String>> {
     let mut acknowledged = Vec::new();
     for n in first..first + count {
-        // Critical until somebody reports: no request goes there.
+        // Critical until the first report, so that it gets no request.
         let body = format!(
             "{{\"Name\":\"order-service\",\"ID\":\"o-{n}\",\"Port\":{},\"Check\":{{\"TTL\":\"10m\"}}}}",
             9000 + n
@@ -181,14 +183,12 @@ fn three_control_planes_over_etcd_serve_as_one() -> Result<()> {
     let _server = app.serve(8080, "order")?;
     let through_third = at([2, 1, 0]);
     let args = ["--control-plane", &through_third, "--service", "order-service", "--port", "8080"];
-    let _order = mesh.sidecar(&app, "order-service", &args)?;
-    mesh.redirect(&app)?;
+    let _order = mesh.sidecar_with_redirection(&app, "order-service", &args)?;
     let front = mesh.pod("front")?;
     let through_second = at([1, 0, 2]);
-    let _front = mesh.sidecar(&front, "frontend", &["--control-plane", &through_second])?;
-    mesh.redirect(&front)?;
+    let _front = mesh.sidecar_with_redirection(&front, "frontend", &["--control-plane", &through_second])?;
 
-    // Through one, seen through another within a second.
+    // Registered through one control plane, visible through another within a second.
     ensure!(registrar(&app, 0, 1)? == ["o-0"]);
     let start = Instant::now();
     wait_for("the other control plane", Duration::from_secs(3), || {
@@ -197,9 +197,9 @@ fn three_control_planes_over_etcd_serve_as_one() -> Result<()> {
     })?;
     println!("seen through another control plane {} ms after it was acknowledged", start.elapsed().as_millis());
 
-    // What the store has lost, whatever the cause, is registered anew.
+    // Records that the store has lost are registered again.
     let record = || -> Result<Value> {
-        let all = etcd.ask(0, "kv/range", r#"{"key": "AA==", "range_end": "AA==", "keys_only": true}"#)?;
+        let all = etcd.query(0, "kv/range", r#"{"key": "AA==", "range_end": "AA==", "keys_only": true}"#)?;
         let is_of_order = |kv: &&Value| {
             kv["key"]
                 .as_str()
@@ -209,7 +209,7 @@ fn three_control_planes_over_etcd_serve_as_one() -> Result<()> {
         all["kvs"].as_array().into_iter().flatten().find(is_of_order).cloned().context("no record of o-0")
     };
     let before = record()?;
-    etcd.ask(0, "kv/deleterange", &serde_json::json!({"key": before["key"]}).to_string())?;
+    etcd.query(0, "kv/deleterange", &json!({"key": before["key"]}).to_string())?;
     wait_for("the next heartbeat", Duration::from_secs(10), || {
         ensure!(record()?["create_revision"] != before["create_revision"], "not deleted yet");
         ensure!(listed(&front)?.contains(&"o-0".to_owned()), "not seen yet");
@@ -217,11 +217,11 @@ fn three_control_planes_over_etcd_serve_as_one() -> Result<()> {
     })?;
     app.curl(&["-f", "-X", "PUT", "http://127.0.0.1:8500/v1/agent/service/deregister/o-0"])?;
 
-    // One is killed in the middle of writes: its sidecars go to another, nothing that was acknowledged is lost and
-    // nothing that lives is removed.
+    // A control plane is killed during writes: its sidecars reconnect to another, no acknowledged write is lost, and
+    // no live instance is removed.
     let vip = mesh.vip("order-service")?;
     let url = format!("http://{vip}/sleep/10");
-    let load = serde_json::json!({"url": url, "seconds": 25, "headers": {"Host": "order-service"}});
+    let load = json!({"url": url, "seconds": 25, "headers": {"Host": "order-service"}});
     let load = front.requests_meanwhile(&load)?;
     let acknowledged = std::thread::scope(|scope| -> Result<Vec<String>> {
         let writer = scope.spawn(|| registrar(&app, 100, 40));
@@ -237,7 +237,7 @@ fn three_control_planes_over_etcd_serve_as_one() -> Result<()> {
         Ok(())
     };
     wait_for("all that was acknowledged", Duration::from_secs(20), seen)?;
-    // Past the lease of the one that is gone.
+    // Past the lease of the killed control plane.
     std::thread::sleep(Duration::from_secs(6));
     seen()?;
     for id in &acknowledged {
@@ -279,22 +279,22 @@ fn compacted_history_is_read_anew() -> Result<()> {
     etcd.kill(2)?;
     app.curl(&["-f", "-X", "PUT", "http://127.0.0.1:8500/v1/agent/service/deregister/o-1"])?;
     registrar(&app, 5, 2)?;
-    let status = etcd.ask(0, "maintenance/status", "{}")?;
+    let status = etcd.query(0, "maintenance/status", "{}")?;
     let revision = status["header"]["revision"].as_str().context("no revision")?;
-    etcd.ask(0, "kv/compaction", &format!("{{\"revision\":\"{revision}\"}}"))?;
+    etcd.query(0, "kv/compaction", &format!("{{\"revision\":\"{revision}\"}}"))?;
     etcd.restart(2)?;
-    wait_for("what was missed", Duration::from_secs(20), || {
+    wait_for("the missed changes", Duration::from_secs(20), || {
         let mut ids = listed(&front)?;
         ids.sort();
         ensure!(ids == ["o-0", "o-2", "o-5", "o-6"], "{ids:?}");
         Ok(())
     })?;
-    ensure!(other.output().contains("compacted"), "it says so: {}", other.output());
+    ensure!(other.output().contains("compacted"), "it is not logged: {}", other.output());
     Ok(())
 }
 
-/// One of two control planes loses its etcd: its sidecar goes to the other and hears what changes; when both have lost
-/// it, the sidecars go on with what they know.
+/// One of two control planes loses its etcd: its sidecar reconnects to the other and receives changes; when both have lost
+/// it, the sidecars keep their last state.
 fn a_control_plane_without_its_store_sends_sidecars_elsewhere() -> Result<()> {
     let mut mesh = Mesh::network(&[])?;
     let center = mesh.center.again();
@@ -307,17 +307,16 @@ fn a_control_plane_without_its_store_sends_sidecars_elsewhere() -> Result<()> {
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     let front = mesh.pod("front")?;
     let addresses = format!("{0}:15013,{0}:15012", center.ip);
-    let _front = mesh.sidecar(&front, "frontend", &["--control-plane", &addresses])?;
-    mesh.redirect(&front)?;
+    let _front = mesh.sidecar_with_redirection(&front, "frontend", &["--control-plane", &addresses])?;
     let vip = mesh.vip("order-service")?;
     let call = || front.curl(&["-f", "-H", "Host: order-service", &format!("http://{vip}/")]);
     wait_for("the first call", Duration::from_secs(5), call)?;
     etcd.kill(2)?;
-    // What happens after that is known to the first control plane alone.
+    // Later changes reach the first control plane alone.
     let second = mesh.pod("order2")?;
     let _server = second.serve(8080, "order2")?;
-    let _sidecar = mesh.sidecar(&second, "order-service", &["--service", "order-service", "--port", "8080"])?;
-    mesh.redirect(&second)?;
+    let _sidecar =
+        mesh.sidecar_with_redirection(&second, "order-service", &["--service", "order-service", "--port", "8080"])?;
     wait_for("the second instance to be called", Duration::from_secs(40), || {
         ensure!(call()?.contains("order2"), "only the first one is");
         Ok(())
@@ -331,21 +330,21 @@ fn a_control_plane_without_its_store_sends_sidecars_elsewhere() -> Result<()> {
     Ok(())
 }
 
-/// A mesh is saved, its control plane loses everything, and the snapshot brings it back: the same authority, so that
-/// sidecars go on with the certificates that they have.
+/// A control plane loses its data, and a snapshot restores it with the same CA, so that
+/// sidecars keep their certificates.
 fn a_snapshot_brings_a_mesh_back() -> Result<()> {
     let mut mesh = Mesh::start(&[])?;
     let order = mesh.instance("order1", "order-service", 8080, &[])?;
     order.pod.curl(&["-f", "-X", "PUT", "-d", "blue", "http://127.0.0.1:8500/v1/kv/app/colour"])?;
-    let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: order}\nspec: {host: order-service}\n";
+    let rule = document(Kind::DestinationRule, "order", json!({"host": "order-service"}));
     let file = mesh.center.folder("rule.yaml").to_string_lossy().into_owned();
     std::fs::write(&file, rule)?;
     mesh.weftctl(&["apply", "-f", &file])?;
     let vip = mesh.vip("order-service")?;
     let saved = mesh.center.folder("saved").to_string_lossy().into_owned();
-    let said = mesh.weftctl(&["snapshot", "save", &saved])?;
-    ensure!(said.contains("records in"), "{said}");
-    ensure!(mesh.weftctl(&["snapshot", "save", &saved]).is_err(), "what is there is not overwritten");
+    let output = mesh.weftctl(&["snapshot", "save", &saved])?;
+    ensure!(output.contains("records in"), "{output}");
+    ensure!(mesh.weftctl(&["snapshot", "save", &saved]).is_err(), "an existing file is not overwritten");
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&saved)?.permissions());
     ensure!(mode & 0o777 == 0o600, "{mode:o}");
 
@@ -363,7 +362,7 @@ fn a_snapshot_brings_a_mesh_back() -> Result<()> {
         order.pod.curl(&["-f", "http://127.0.0.1:8500/v1/kv/app/colour?raw&consistent"])
     })?;
     ensure!(value == "blue", "{value}");
-    // A newcomer trusts the same root, and calls.
+    // A new sidecar trusts the same root.
     let (front, _sidecar) = mesh.client("frontend")?;
     let answer = front.curl(&["-f", "-H", "Host: order-service", &format!("http://{vip}/")])?;
     ensure!(answer.contains("sa/frontend"), "{answer}");
@@ -373,5 +372,30 @@ fn a_snapshot_brings_a_mesh_back() -> Result<()> {
     std::fs::write(&damaged, bytes)?;
     let refused = mesh.weftctl(&["snapshot", "restore", &damaged]).err().map(|e| e.to_string()).unwrap_or_default();
     ensure!(refused.contains("checksum"), "{refused}");
+    Ok(())
+}
+
+/// Two control planes with a share of one stream each, and three sidecars: none goes without.
+fn a_control_plane_above_its_share_sends_sidecars_to_another() -> Result<()> {
+    let mut mesh = Mesh::network(&[])?;
+    let center = mesh.center.again();
+    let etcd = Etcd::start(&center, 1)?;
+    let store = etcd.store();
+    let args = ["--store", &store, "--max-streams", "1"];
+    mesh.control_plane_args = args.map(str::to_owned).to_vec();
+    mesh.start_control_plane()?;
+    let second = mesh.another_control_plane(1, &args)?;
+    let both = format!("{0}:15012,{0}:15013", center.ip);
+    let mut sidecars = Vec::new();
+    for name in ["one", "two", "three"] {
+        let pod = mesh.pod(name)?;
+        sidecars.push((mesh.sidecar(&pod, name, &["--control-plane", &both])?, pod));
+    }
+    let first = mesh.control_plane.as_ref().context("it runs")?;
+    let status: Value = serde_json::from_str(&mesh.weftctl(&["status", "-o", "json"])?)?;
+    let streams = status["sidecars"].as_array().map_or(0, Vec::len);
+    ensure!(streams == 1 || streams == 2, "{streams} of three streams are at one control plane: {status:#}");
+    let logs = [first.output(), second.output()].concat();
+    ensure!(logs.contains("a stream is sent away: this control plane serves 1 streams"), "{logs}");
     Ok(())
 }

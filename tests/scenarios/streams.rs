@@ -43,13 +43,16 @@ connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 
 connection.close()
 "#;
 
-/// Data that break off do not look whole, whichever side they come from: over mTLS, and without.
+/// A reset is passed on as a reset, from either side, over mTLS and without.
 fn a_reset_crosses_two_sidecars() -> Result<()> {
     let wire = Wire::start()?;
     let pod = wire.mesh.pod("bytes")?;
     let server = pod.spawn("bytes", "python3", &["-c", RESETS])?;
-    let _sidecar = wire.mesh.sidecar(&pod, "bytes", &["--service", "bytes", "--port", "9000", "--protocol", "tcp"])?;
-    wire.mesh.redirect(&pod)?;
+    let _sidecar = wire.mesh.sidecar_with_redirection(
+        &pod,
+        "bytes",
+        &["--service", "bytes", "--port", "9000", "--protocol", "tcp"],
+    )?;
     wire.mesh.wait_healthy(&pod.ip)?;
     let outside = wire.mesh.pod("outside")?;
     let elsewhere = outside.spawn("elsewhere", "python3", &["-c", RESETS])?;
@@ -58,10 +61,10 @@ fn a_reset_crosses_two_sidecars() -> Result<()> {
             ensure!(server.output().contains("listening"), "{}", server.output());
             Ok(())
         })?;
-        let said = wire.ask_at(&host, port, &[r"\x00r"])?;
-        ensure!(said == "half of it<reset>\n", "{host}: {said}");
-        let said = wire.ask_at(&host, port, &[r"\x00e"])?;
-        ensure!(said == "half of it<end>\n", "{host}: {said}");
+        let answer = wire.ask_at(&host, port, &[r"\x00r"])?;
+        ensure!(answer == "half of it<reset>\n", "{host}: {answer}");
+        let answer = wire.ask_at(&host, port, &[r"\x00e"])?;
+        ensure!(answer == "half of it<end>\n", "{host}: {answer}");
         wire.front.run("python3", &["-c", RESETTING, &host, port])?;
         wait_for("the server's own end", Duration::from_secs(5), || {
             ensure!(server.output().contains("reset"), "{}", server.output());
@@ -86,8 +89,11 @@ fn mirrors_get_large_bodies_whole() -> Result<()> {
     let wire = Wire::start()?;
     let pod = wire.mesh.pod("shadow")?;
     let _app = start(&pod, &["wire_server.py", "8080"])?;
-    let sidecar = wire.mesh.sidecar(&pod, "shadow", &["--service", "shadow", "--port", "8080", "--access-log", "-"])?;
-    wire.mesh.redirect(&pod)?;
+    let sidecar = wire.mesh.sidecar_with_redirection(
+        &pod,
+        "shadow",
+        &["--service", "shadow", "--port", "8080", "--access-log", "-"],
+    )?;
     wire.mesh.wait_healthy(&pod.ip)?;
     wire.mesh.policy("wire.yaml", MIRROR)?;
     let upload = |bytes: &str| {
@@ -100,8 +106,8 @@ fn mirrors_get_large_bodies_whole() -> Result<()> {
         Ok(())
     })?;
     for bytes in ["2500000", "20000000"] {
-        let said = upload(bytes)?;
-        ensure!(said.contains(bytes), "{said}");
+        let answer = upload(bytes)?;
+        ensure!(answer.contains(bytes), "{answer}");
         Wire::logged(
             &sidecar,
             &["\"path\":\"/length\"", &format!("\"bytes_received\":{bytes},"), "\"response_code\":200"],
@@ -139,7 +145,7 @@ connection.sendall(b"\0x")
 connection.shutdown(socket.SHUT_WR)
 print(connection.recv(100).decode())
 "#;
-    let said = wire.front.run("python3", &["-c", client, &outside.ip])?;
-    ensure!(said.trim() == "late", "{said}");
+    let answer = wire.front.run("python3", &["-c", client, &outside.ip])?;
+    ensure!(answer.trim() == "late", "{answer}");
     Ok(())
 }

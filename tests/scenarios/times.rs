@@ -1,5 +1,5 @@
-//! How soon callers hear of a registration, and of an instance that says it is ill; and how late of one that has gone
-//! without a word.
+//! Delays until callers see a registration and a reported failure, and until the end of an instance
+//! that vanished.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     scenarios![registrations_and_health_reach_callers_soon,]
 }
 
-/// Those that do little but wait, beside the others.
+/// Scenarios that mostly wait; they run beside the others.
 pub(crate) fn waiting() -> Vec<Scenario> {
     scenarios![long_timers_in_real_time,]
 }
@@ -26,7 +26,7 @@ fn now() -> f64 {
     now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }
 
-/// A client that asks for `seconds`; it has begun.
+/// Starts a client that sends requests for `seconds`.
 fn watch(pod: &Pod, vip: &str, seconds: u32) -> Result<Process> {
     let script = tests_dir().join("apps/watcher.py").to_string_lossy().into_owned();
     let (url, seconds) = (format!("http://{vip}/"), seconds.to_string());
@@ -38,7 +38,7 @@ fn watch(pod: &Pod, vip: &str, seconds: u32) -> Result<Process> {
     Ok(process)
 }
 
-/// What it has seen: when, status, by whom.
+/// Its results: time, status and server of each response.
 fn seen(mut process: Process) -> Result<Vec<(f64, u64, String)>> {
     process.wait(Duration::from_secs(60))?;
     let output = process.output();
@@ -49,7 +49,7 @@ fn seen(mut process: Process) -> Result<Vec<(f64, u64, String)>> {
 
 fn registrations_and_health_reach_callers_soon() -> Result<()> {
     let mesh = Mesh::start(&[])?;
-    // Known by name and address, and of no use yet.
+    // It has a name and an address, and no healthy instance yet.
     let first = mesh.pod("order0")?;
     let _sidecar = mesh.sidecar(&first, "order-service", &[])?;
     let register = |pod: &Pod, body: &str| {
@@ -59,8 +59,7 @@ fn registrations_and_health_reach_callers_soon() -> Result<()> {
     let pods = ["order1", "order2"].map(|name| -> Result<_> {
         let pod = mesh.pod(name)?;
         let app = pod.serve(8080, name)?;
-        let sidecar = mesh.sidecar(&pod, "order-service", &[])?;
-        mesh.redirect(&pod)?;
+        let sidecar = mesh.sidecar_with_redirection(&pod, "order-service", &[])?;
         Ok((pod, app, sidecar))
     });
     let [one, two] = pods;
@@ -76,7 +75,7 @@ fn registrations_and_health_reach_callers_soon() -> Result<()> {
     let answered = seen(client)?.into_iter().find(|(at, status, _)| *at > registered && *status == 200);
     let (at, ..) = answered.context("it was never called")?;
     println!(
-        "registered in {:.0} ms, first request {:.0} ms after it was asked for",
+        "registered in {:.0} ms, first request {:.0} ms after its start",
         (acknowledged - registered) * 1e3,
         (at - registered) * 1e3
     );
@@ -110,14 +109,14 @@ fn eureka(pod: &Pod, method: &str, path: &str, body: &Value) -> Result<(String, 
     Ok((status.to_owned(), serde_json::from_str(body).unwrap_or_default()))
 }
 
-/// What the mesh has of an instance of Eureka's API.
+/// The state in the mesh of an instance of Eureka's API.
 fn eureka_status(pod: &Pod, id: &str) -> Result<String> {
     let (status, found) = eureka(pod, "GET", &format!("apps/WEB/{id}"), &Value::Null)?;
     let shown = found["instance"]["status"].as_str().unwrap_or("?");
     Ok(if status == "404" { "gone" } else { shown }.to_owned())
 }
 
-/// What the mesh has of an instance of Consul's API.
+/// The state in the mesh of an instance of Consul's API.
 fn consul_status(pod: &Pod, id: &str) -> Result<String> {
     let checks = pod.curl(&["-f", "http://127.0.0.1:8500/v1/health/checks/order-service"])?;
     let checks: Value = serde_json::from_str(&checks)?;
@@ -140,8 +139,8 @@ fn long_timers_in_real_time() -> Result<()> {
         let url = "http://127.0.0.1:8500/v1/agent/service/register";
         order.curl(&["-f", "-X", "PUT", "-d", &body.to_string(), url])?;
     }
-    // One with the usual lease, one with a shorter, which is gone three times as long after its last heartbeat, and one
-    // that goes on.
+    // An instance with the default lease; one with a shorter lease, which ends three times that after its last heartbeat; and one
+    // that sends heartbeats.
     for (id, port, lease) in [("usual", 8080, None), ("short", 8081, Some(30)), ("alive", 8082, None)] {
         let mut instance = json!({
             "instanceId": id, "hostName": "web1", "app": "WEB", "ipAddr": web.ip, "status": "UP", "vipAddress": "web",
@@ -183,7 +182,7 @@ fn long_timers_in_real_time() -> Result<()> {
         ("ill critical", 0.0, 5.0),
         ("ill gone", 60.0, 100.0),
         ("short DOWN", 29.0, 35.0),
-        // The agent looks every 15 s.
+        // The agent checks every 15 s.
         ("short gone", 89.0, 110.0),
         ("usual DOWN", 89.0, 97.0),
     ] {

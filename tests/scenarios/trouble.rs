@@ -1,13 +1,14 @@
-//! Trouble: processes that die, files that are wrong, peers that are not who they should be.
+//! Trouble: killed processes, invalid files, peers with a wrong identity.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use weft_tests::{Instance, Mesh, binary, served_by, statuses, wait_for};
+use weft_tests::{Instance, Mesh, Pod, binary, served_by, statuses, wait_for};
 
 use crate::Scenario;
+use crate::operations::SOON;
 use crate::traffic::ORDER_POLICY;
 
 pub(crate) fn all() -> Vec<Scenario> {
@@ -22,6 +23,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         sigterm_to_sidecar_and_application_together_fails_no_request,
         certificates_rotate_under_traffic,
         a_blocked_log_stops_no_traffic,
+        a_cloned_data_folder_is_refused_until_the_first_sidecar_is_gone,
     ]
 }
 
@@ -38,11 +40,11 @@ fn a_killed_control_plane_stops_no_traffic_and_loses_no_state() -> Result<()> {
         Ok(())
     };
     works()?;
-    // What is known is written within a second.
+    // The directory is saved within a second.
     std::thread::sleep(Duration::from_millis(1500));
     mesh.control_plane.take().map_or(Ok(()), |c| c.signal("KILL"))?;
     works()?;
-    // A sidecar that restarts meanwhile serves from what it saved.
+    // A sidecar that restarts meanwhile serves from its saved directory.
     drop(front_sidecar);
     let _restarted = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
     works()?;
@@ -88,8 +90,8 @@ fn a_broken_policy_is_reported_and_the_last_good_one_serves() -> Result<()> {
     mesh.policy("order.yaml", &ORDER_POLICY.replace("httpHeaderName", "httpHeadername"))?;
     wait_for("the problem", Duration::from_secs(10), || {
         let status = mesh.status();
-        let wanted = "order.yaml:11:9: error:";
-        ensure!(status.contains(wanted) && status.contains("did you mean `httpHeaderName`?"), "{status}");
+        let expected = "order.yaml:11:9: error:";
+        ensure!(status.contains(expected) && status.contains("did you mean `httpHeaderName`?"), "{status}");
         Ok(())
     })?;
     let results = front.requests(&json!({
@@ -126,7 +128,7 @@ fn unauthenticated_peers_are_refused_with_the_reason() -> Result<()> {
         ensure!(log.contains("the join token was not created by this control plane"), "{log}");
         Ok(())
     })?;
-    // A server with another identity at a registered address: the instance dies, and a stranger takes its address.
+    // A server with another identity at a registered address: the instance is killed, and another process takes its address.
     let (front, _sidecar) = mesh.client("frontend")?;
     let vip = mesh.vip("order-service")?;
     let get = || front.curl(&["-i", "-H", "Host: order-service", &format!("http://{vip}/")]);
@@ -136,7 +138,7 @@ fn unauthenticated_peers_are_refused_with_the_reason() -> Result<()> {
     let answer = get()?;
     ensure!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     ensure!(answer.contains("x-weft-reason: peer_identity_mismatch"), "{answer}");
-    ensure!(answer.contains("sa/imposter"), "who it was: {answer}");
+    ensure!(answer.contains("sa/imposter"), "the error has no identity: {answer}");
     drop(imposter);
     Ok(())
 }
@@ -161,7 +163,7 @@ fn sigterm_to_sidecar_and_application_together_fails_no_request() -> Result<()> 
     })
 }
 
-/// POSTs to two instances, of which one leaves in the middle: none of them fails.
+/// POSTs to two instances, of which one stops meanwhile: no request fails.
 fn one_of_two_leaves(leave: impl FnOnce(&mut Instance) -> Result<()>) -> Result<()> {
     let mesh = Mesh::start(&[])?;
     let mut a = mesh.instance("order1", "order-service", 8080, &[])?;
@@ -178,7 +180,7 @@ fn one_of_two_leaves(leave: impl FnOnce(&mut Instance) -> Result<()>) -> Result<
     let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
     ensure!(failed.is_empty(), "of {} requests some failed: {failed:?}", results.len());
     let last: Vec<_> = served_by(&results).into_iter().rev().take(50).collect();
-    ensure!(last.iter().all(|s| s == "order2"), "the last ones were served by the one that is left");
+    ensure!(last.iter().all(|s| s == "order2"), "the remaining instance served the last requests");
     ensure!(results.len() > 200, "only {} requests", results.len());
     Ok(())
 }
@@ -190,7 +192,7 @@ fn certificates_rotate_under_traffic() -> Result<()> {
     let vip = mesh.vip("order-service")?;
     let certificate = || front.curl(&["http://127.0.0.1:15000/certs"]);
     let before = certificate()?;
-    // New connections all along, so that handshakes happen before, while and after certificates change, at half life.
+    // New connections throughout, so that handshakes happen before, during and after the renewal at half life.
     let results = front.requests(&json!({
         "url": format!("http://{vip}/"), "seconds": 22, "concurrency": 2, "headers": {"Host": "order-service"},
         "keep_alive": false,
@@ -224,14 +226,14 @@ fn a_foreign_address_cannot_be_registered() -> Result<()> {
     for address in [order.pod.ip.as_str(), "240.240.0.1", "192.0.2.1", "not-an-address"] {
         let service = json!({"ID": "mine", "Name": "order-service", "Address": address, "Port": 8080}).to_string();
         let url = "http://127.0.0.1:8500/v1/agent/service/register";
-        let said = thief.curl(&["-w", " %{http_code}", "-X", "PUT", "-d", &service, url])?;
-        ensure!(said.ends_with(" 400") || said.ends_with(" 403"), "{address}: {said}");
-        ensure!(said.contains(address), "what was wrong: {said}");
+        let output = thief.curl(&["-w", " %{http_code}", "-X", "PUT", "-d", &service, url])?;
+        ensure!(output.ends_with(" 400") || output.ends_with(" 403"), "{address}: {output}");
+        ensure!(output.contains(address), "the error has no address: {output}");
     }
     let status = mesh.status();
     ensure!(status.matches(&format!(" {}:8080", order.pod.ip)).count() == 1, "{status}");
     ensure!(!status.contains("192.0.2.1"), "{status}");
-    // A loopback address is the pod's own, which others reach at its address in the mesh.
+    // A loopback address stands for the pod, which has another address in the mesh.
     let own = json!({"ID": "own", "Name": "order-service", "Address": "127.0.0.1", "Port": 8081}).to_string();
     let url = "http://127.0.0.1:8500/v1/agent/service/register";
     thief.curl(&["-f", "-X", "PUT", "-d", &own, url])?;
@@ -252,12 +254,72 @@ fn an_expired_certificate_is_refused_with_the_reason() -> Result<()> {
         ensure!(answer.contains("no valid certificate"), "{answer}");
         Ok(())
     })?;
-    // It is good to the end of its last second.
+    // The certificate is valid to the end of its last second.
     std::thread::sleep(Duration::from_millis(1100));
-    // One who has no connection from before. The lease of the server has not ended yet: it is there to be called.
+    // A client without an earlier connection. The server's lease has not ended: it is still an endpoint.
     let (front, _sidecar) = mesh.client("frontend")?;
     let answer = front.curl(&["-i", "-H", "Host: order-service", &format!("http://{vip}/")])?;
     ensure!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     ensure!(answer.to_lowercase().contains("expired"), "why: {answer}");
     Ok(())
+}
+
+/// Two sidecars of one identity and one node name at different addresses: a copied machine.
+fn a_cloned_data_folder_is_refused_until_the_first_sidecar_is_gone() -> Result<()> {
+    let mesh = Mesh::start(&[])?;
+    let (first, second) = (mesh.pod("order1")?, mesh.pod("order2")?);
+    let _apps = (first.serve(8080, "order1")?, second.serve(8080, "order2")?);
+    let data = [first.folder("data"), second.folder("data")].map(|path| path.to_string_lossy().into_owned());
+    let start = |pod: &Pod, data: &str| {
+        let args = ["--service", "order-service", "--port", "8080", "--data-dir", data];
+        mesh.sidecar_unready(pod, "order-service", &args)
+    };
+    let mut original = start(&first, &data[0])?;
+    mesh.wait_ready(&first)?;
+    mesh.redirect(&first)?;
+    mesh.wait_healthy(&first.ip)?;
+    let (front, _sidecar) = mesh.client("frontend")?;
+    let url = "http://order-service/";
+    let load = front.requests_meanwhile(&json!({"url": url, "seconds": 6, "concurrency": 2}))?;
+
+    weft_tests::run("cp", &["-a", &data[0], &data[1]])?;
+    let mut clone = start(&second, &data[1])?;
+    let places = format!("is connected from {}, and this sidecar comes from {}", first.ip, second.ip);
+    wait_for("the refusal, and another after it", Duration::from_secs(15), || {
+        let log = clone.output();
+        ensure!(log.matches(&places).count() >= 2, "{log}");
+        Ok(())
+    })?;
+    let refusal = clone.output();
+    ensure!(refusal.contains("--data-dir") && refusal.contains("sa/order-service"), "{refusal}");
+    let results = load.results()?;
+    ensure!(results.len() > 100 && statuses(&results).keys().eq([&200]), "{:?}", statuses(&results));
+    ensure!(served_by(&results).iter().all(|name| name == "order1"), "the clone has served requests");
+    let log = original.output();
+    ensure!(!log.contains("refused this sidecar") && !log.contains("is connected from"), "{log}");
+    let status = mesh.status();
+    ensure!(!status.contains(&format!(" {}:", second.ip)), "{status}");
+    mesh.wait_healthy(&first.ip)?;
+
+    // The clone tries again within 10 s.
+    original.signal("KILL")?;
+    original.wait(SOON)?;
+    let serves = |name: &str| {
+        wait_for(name, SOON, || {
+            let answer = front.curl(&["-f", url])?;
+            ensure!(answer.contains(&format!("\"name\": \"{name}\"")), "{answer}");
+            Ok(())
+        })
+    };
+    wait_for("the clone's place", Duration::from_secs(15), || mesh.wait_healthy(&second.ip))?;
+    mesh.redirect(&second)?;
+    serves("order2")?;
+    // A sidecar that is started has its place at once.
+    clone.signal("KILL")?;
+    clone.wait(SOON)?;
+    let started = Instant::now();
+    let _original = start(&first, &data[0])?;
+    mesh.wait_healthy(&first.ip)?;
+    ensure!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    serves("order1")
 }

@@ -1,9 +1,10 @@
-//! Unix sockets as endpoints of calls, and as where a sidecar delivers.
+//! Unix sockets as upstream endpoints, and as the application's socket behind a sidecar.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use weft_tests::{Mesh, Pod, Process, python_of, tests_dir, wait_for};
+use serde_json::{Value, json};
+use weft_tests::{Kind, Mesh, Pod, Process, document, python_of, tests_dir, wait_for};
 
 use crate::Scenario;
 use crate::certificates::Certificates;
@@ -20,7 +21,7 @@ pub(crate) fn all() -> Vec<Scenario> {
 /// A server at a Unix socket.
 fn serve(pod: &Pod, script: &str, python: &str, args: &[&str]) -> Result<Process> {
     let script = tests_dir().join("apps").join(script).to_string_lossy().into_owned();
-    // Each has a log of its own: what one says is not another's word.
+    // Each has a log of its own, so that the output of one is not mistaken for another's.
     let name = args.last().context("a server has arguments")?.rsplit(['/', '@']).next().unwrap_or_default();
     let server = pod.spawn(&format!("server-{name}"), python, &[&[&*script], args].concat())?;
     wait_for("the server", SOON, || {
@@ -31,24 +32,29 @@ fn serve(pod: &Pod, script: &str, python: &str, args: &[&str]) -> Result<Process
 }
 
 /// A ServiceEntry with one port and Unix sockets behind it.
-fn entry(host: &str, address: &str, port: &str, sockets: &[&str]) -> String {
-    let sockets: Vec<String> = sockets.iter().map(|socket| format!("{{address: 'unix://{socket}'}}")).collect();
-    format!(
-        "
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: {host}}}
-spec:
-  hosts: [{host}.example.com]
-  addresses: [{address}]
-  location: MESH_EXTERNAL
-  ports: [{port}]
-  resolution: STATIC
-  endpoints: [{}]
----",
-        sockets.join(", ")
-    )
+fn entry(host: &str, address: &str, port: &Value, sockets: &[&str]) -> String {
+    let endpoints: Vec<Value> = sockets.iter().map(|socket| json!({"address": format!("unix://{socket}")})).collect();
+    let spec = json!({
+        "hosts": [format!("{host}.example.com")],
+        "addresses": [address],
+        "location": "MESH_EXTERNAL",
+        "ports": [port],
+        "resolution": "STATIC",
+        "endpoints": endpoints,
+    });
+    document(Kind::ServiceEntry, host, spec)
 }
+
+const EJECTING: &str = "---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: both}
+spec:
+  host: both.example.com
+  trafficPolicy:
+    loadBalancer: {simple: ROUND_ROBIN}
+    outlierDetection: {consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 60s, maxEjectionPercent: 100}
+";
 
 fn unix_sockets_are_endpoints_of_a_service_entry() -> Result<()> {
     let python = python_of("grpc")?;
@@ -62,28 +68,20 @@ fn unix_sockets_are_endpoints_of_a_service_entry() -> Result<()> {
     let first = serve(&front, "server.py", "python3", &[&one, "one"])?;
     let _second = serve(&front, "server.py", "python3", &[&two, "two"])?;
     let _abstract = serve(&front, "server.py", "python3", &[abstracted, "abstract"])?;
-    // It says when it listens after the socket is there.
+    // The server prints "listening" after the socket exists.
     let _grpc = serve(&front, "grpc_echo.py", &python, &["server", &grpc])?;
+    let http = json!({"number": 80, "name": "http", "protocol": "HTTP"});
+    let tcp = json!({"number": 7000, "name": "tcp", "protocol": "TCP"});
     let policies = [
-        entry("both", "192.0.2.70", "{number: 80, name: http, protocol: HTTP}", &[&one, &two]),
-        entry("bytes", "192.0.2.71", "{number: 7000, name: tcp, protocol: TCP}", &[&two]),
-        entry("echo", "192.0.2.72", "{number: 9090, name: grpc, protocol: GRPC}", &[&grpc]),
-        entry("name", "192.0.2.73", "{number: 80, name: http, protocol: HTTP}", &[abstracted]),
-        "
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: both}
-spec:
-  host: both.example.com
-  trafficPolicy:
-    loadBalancer: {simple: ROUND_ROBIN}
-    outlierDetection: {consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 60s, maxEjectionPercent: 100}
-"
-        .to_owned(),
+        entry("both", "192.0.2.70", &http, &[&one, &two]),
+        entry("bytes", "192.0.2.71", &tcp, &[&two]),
+        entry("echo", "192.0.2.72", &json!({"number": 9090, "name": "grpc", "protocol": "GRPC"}), &[&grpc]),
+        entry("name", "192.0.2.73", &http, &[abstracted]),
+        EJECTING.to_owned(),
     ];
     mesh.policy("sockets.yaml", &policies.concat())?;
-    let sidecar = mesh.sidecar(&front, "frontend", &["--workload", "frontend", "--access-log", "-"])?;
-    mesh.redirect(&front)?;
+    let sidecar =
+        mesh.sidecar_with_redirection(&front, "frontend", &["--workload", "frontend", "--access-log", "-"])?;
     let served = |host: &str, url: &str, by: &str| {
         wait_for(by, SOON, || {
             let answer = front.curl(&["-i", "-H", &format!("Host: {host}"), url])?;
@@ -95,7 +93,7 @@ spec:
         served("both.example.com", "http://192.0.2.70/", by)?;
     }
     served("name.example.com", "http://192.0.2.73/", "abstract")?;
-    // Bytes: nothing of HTTP is looked at.
+    // TCP: not parsed as HTTP.
     served("other.example.com", "http://192.0.2.71:7000/", "two")?;
     let size = front.curl(&["-o", "/dev/null", "-w", "%{size_download}", "http://192.0.2.71:7000/bytes/3000000"])?;
     ensure!(size == "3000000", "{size}");
@@ -113,11 +111,11 @@ spec:
         line.starts_with("istio_requests_total") && line.contains("\"both.example.com\"") && line.contains("\"200\"")
     };
     ensure!(metrics.lines().any(|line| counts(&line)), "{metrics}");
-    let told = mesh.weftctl(&["route", "--from", "frontend", "http://both.example.com/"])?;
-    ensure!(told.contains(&one) && told.contains(&two), "{told}");
-    // One that is gone costs no request, and is left out from then on.
+    let explanation = mesh.weftctl(&["route", "--from", "frontend", "http://both.example.com/"])?;
+    ensure!(explanation.contains(&one) && explanation.contains(&two), "{explanation}");
+    // A missing socket fails no request, and is ejected.
     drop(first);
-    let plan = serde_json::json!({
+    let plan = json!({
         "url": "http://192.0.2.70/", "count": 30, "concurrency": 1, "headers": {"Host": "both.example.com"}
     });
     let statuses = weft_tests::statuses(&front.requests(&plan)?);
@@ -141,30 +139,21 @@ fn tls_is_originated_to_a_unix_socket() -> Result<()> {
     let (known, other) = (at("known.sock"), at("other.sock"));
     let _known = serve(&front, "server.py", "python3", &[&known, "known", &certificates.path("known")])?;
     let _other = serve(&front, "server.py", "python3", &[&other, "other", &certificates.path("other")])?;
-    let http = "{number: 80, name: http, protocol: HTTP}";
+    let http = json!({"number": 80, "name": "http", "protocol": "HTTP"});
+    let tls = json!({"mode": "SIMPLE", "sni": "tls.example.com", "caCertificates": certificates.ca()});
     let rule = |host: &str| {
-        format!(
-            "
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{name: {host}}}
-spec:
-  host: {host}.example.com
-  trafficPolicy: {{tls: {{mode: SIMPLE, sni: tls.example.com, caCertificates: {}}}}}
----",
-            certificates.ca()
-        )
+        let spec = json!({"host": format!("{host}.example.com"), "trafficPolicy": {"tls": tls}});
+        document(Kind::DestinationRule, host, spec)
     };
-    let entries = entry("tls", "192.0.2.70", http, &[&known]) + &entry("wrong", "192.0.2.71", http, &[&other]);
+    let entries = entry("tls", "192.0.2.70", &http, &[&known]) + &entry("wrong", "192.0.2.71", &http, &[&other]);
     mesh.policy("tls.yaml", &(entries + &rule("tls") + &rule("wrong")))?;
-    let _sidecar = mesh.sidecar(&front, "frontend", &["--workload", "frontend"])?;
-    mesh.redirect(&front)?;
+    let _sidecar = mesh.sidecar_with_redirection(&front, "frontend", &["--workload", "frontend"])?;
     wait_for("the answer over TLS", SOON, || {
         let answer = front.curl(&["-H", "Host: tls.example.com", "http://192.0.2.70/"])?;
         ensure!(answer.contains("\"name\": \"known\""), "{answer}");
         Ok(())
     })?;
-    // A socket proves its name too.
+    // A server at a socket must prove its name too.
     let answer = front.curl(&["-i", "-H", "Host: wrong.example.com", "http://192.0.2.71/"])?;
     ensure!(answer.contains(" 503 ") && !answer.contains("\"name\": \"other\""), "{answer}");
     Ok(())
@@ -193,8 +182,7 @@ fn a_sidecar_delivers_to_the_unix_socket_of_its_default_endpoint() -> Result<()>
     let server = serve(&order, "server.py", "python3", &[&http, "order"])?;
     let _grpc = serve(&order, "grpc_echo.py", &python, &["server", &grpc])?;
     let args = ["--service", "order-service", "--port", "9080", "--label", "app=order", "--access-log", "-"];
-    let sidecar = mesh.sidecar(&order, "order-service", &args)?;
-    mesh.redirect(&order)?;
+    let sidecar = mesh.sidecar_with_redirection(&order, "order-service", &args)?;
     mesh.wait_healthy(&order.ip)?;
     let (front, _sidecar) = mesh.client("frontend")?;
     let vip = mesh.vip("order-service")?;
@@ -209,7 +197,7 @@ fn a_sidecar_delivers_to_the_unix_socket_of_its_default_endpoint() -> Result<()>
         ensure!(log.contains(&format!("\"upstream_host\":\"{http}\"")), "{log}");
         Ok(())
     })?;
-    // Bytes: a request that nothing was added to.
+    // TCP: a request without added headers.
     mesh.policy("order.yaml", &ingress(&http, "TCP"))?;
     let outside = mesh.pod("outside")?;
     wait_for("bytes", SOON, || {
@@ -221,7 +209,7 @@ fn a_sidecar_delivers_to_the_unix_socket_of_its_default_endpoint() -> Result<()>
     mesh.policy("order.yaml", &ingress(&grpc, "GRPC"))?;
     let script = tests_dir().join("apps/grpc_echo.py").to_string_lossy().into_owned();
     wait_for("gRPC", SOON, || front.run(&python, &[&script, "client", &format!("{vip}:80")]).map(drop))?;
-    // Without a server there is a 503 that says where it was to go.
+    // Without a server the 503 names the socket.
     mesh.policy("order.yaml", &ingress(&http, "HTTP"))?;
     drop(server);
     std::fs::remove_file(&http)?;

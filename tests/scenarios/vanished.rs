@@ -1,4 +1,4 @@
-//! A peer that vanishes without a word: its packets are dropped, as behind a cut cable or on a frozen host.
+//! A peer that vanishes: its packets are dropped, as behind a cut cable or on a frozen host.
 
 use std::time::Duration;
 
@@ -36,15 +36,13 @@ fn by(protocol: &str) -> Result<()> {
     let order2 = mesh.instance("order2", "order-service", 8080, &[])?;
     mesh.wait_healthy(&order1.pod.ip)?;
     mesh.wait_healthy(&order2.pod.ip)?;
-    let front = mesh.pod("frontend")?;
-    let _sidecar = mesh.sidecar(&front, "frontend", &["--workload", "frontend", "--tcp-user-timeout", "2"])?;
-    mesh.redirect(&front)?;
+    let (front, _sidecar) = mesh.client_with("frontend", &["--workload", "frontend", "--tcp-user-timeout", "2"])?;
     let url = |path: &str| format!("http://order-service{path}");
-    // Connections to both are open and kept.
+    // Connections to both are open and idle.
     let before = front.requests(&json!({"url": url("/sleep/20"), "count": 40, "concurrency": 8}))?;
     ensure!(statuses(&before) == [(200, 40)].into(), "{:?}", statuses(&before));
     let load = front.requests_meanwhile(&json!({"url": url("/sleep/20"), "seconds": 8, "concurrency": 8}))?;
-    // What may not be sent twice is in progress at the one that vanishes.
+    // A request that must not be repeated is in progress at the vanishing peer.
     let direct = format!("http://{}:8080/sleep/8000", order2.pod.ip);
     let unsafe_one = front.requests_meanwhile(&json!({"url": direct, "method": "POST", "body": "x".repeat(64)}))?;
     std::thread::sleep(Duration::from_secs(1));
@@ -54,11 +52,11 @@ fn by(protocol: &str) -> Result<()> {
     println!("{protocol}: {} requests, the slowest took {slowest:.0} ms: {:?}", results.len(), statuses(&results));
     let failed: Vec<_> = results.iter().filter(|r| r["status"] != 200).take(3).collect();
     ensure!(failed.is_empty() && results.len() > 100, "{failed:?}");
-    // 2 s until the kept connection ends, 3 s for one that is begun, with what timers and back-off add.
+    // 2 s until the idle connection ends, 3 s for a new one, plus timers and back-off.
     ensure!(slowest < 8000.0, "{slowest} ms");
     let results = unsafe_one.results()?;
     let (status, ms) = (&results[0]["status"], results[0]["ms"].as_f64().unwrap_or_default());
-    println!("{protocol}: what may not be sent twice: {status} after {ms:.0} ms");
+    println!("{protocol}: the unsafe request: {status} after {ms:.0} ms");
     let body = results[0]["body"].as_str().unwrap_or_default();
     ensure!(*status == 503 && body.contains("connection termination"), "{results:?}");
     ensure!(ms < 7000.0, "{ms} ms");

@@ -1,4 +1,4 @@
-//! What passes on the wire, to the byte: odd requests and odd responses, through the caller's sidecar and the application's.
+//! Messages to the byte: unusual requests and responses, through the caller's sidecar and the application's.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         only_websocket_is_tunnelled,
         a_response_that_breaks_a_rule_is_502_and_names_it,
         the_target_names_the_authority,
-        requests_to_a_forward_proxy_stay_what_they_are,
+        requests_to_a_forward_proxy_are_unchanged,
         the_endpoint_decides_about_expectations,
         targets_pass_as_they_came_and_refusals_are_logged_and_counted,
         a_hundred_headers_pass_two_sidecars,
@@ -21,7 +21,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     ]
 }
 
-/// Those that do little but wait, beside the others.
+/// Scenarios that mostly wait; they run beside the others.
 const DENIED: &str = "
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -34,7 +34,7 @@ spec:
   - route: [{destination: {host: wire}}]
 ";
 
-/// A service whose application is `wire_server.py`, and a client; what ends first stands first.
+/// A service whose application is `wire_server.py`, and a client; fields are in the order of their ends.
 pub(crate) struct Wire {
     pub(crate) front_sidecar: Process,
     pub(crate) front: Pod,
@@ -70,13 +70,10 @@ impl Wire {
         let pod = mesh.pod("wire")?;
         let app = start(&pod, &["wire_server.py", "8080"])?;
         let of_service = ["--service", "wire", "--port", "8080", "--protocol", "http", "--access-log", "-"];
-        let sidecar = mesh.sidecar(&pod, "wire", &[&of_service, args].concat())?;
-        mesh.redirect(&pod)?;
+        let sidecar = mesh.sidecar_with_redirection(&pod, "wire", &[&of_service, args].concat())?;
         mesh.wait_healthy(&pod.ip)?;
-        let front = mesh.pod("front")?;
-        let front_sidecar =
-            mesh.sidecar(&front, "front", &[&["--workload", "front", "--access-log", "-"], args].concat())?;
-        mesh.redirect(&front)?;
+        let (front, front_sidecar) =
+            mesh.client_with("front", &[&["--workload", "front", "--access-log", "-"], args].concat())?;
         mesh.policy("wire.yaml", DENIED)?;
         let wire = Wire { front_sidecar, front, sidecar, _app: app, pod, mesh };
         let vip = wire.mesh.vip("wire")?;
@@ -88,7 +85,7 @@ impl Wire {
         Ok(wire)
     }
 
-    /// What comes back for these pieces, by way of both sidecars.
+    /// The answer to these pieces, through both sidecars.
     pub(crate) fn ask(&self, pieces: &[&str]) -> Result<String> {
         self.ask_at(&self.mesh.vip("wire")?, "80", pieces)
     }
@@ -115,7 +112,7 @@ fn early_responses_lose_no_request() -> Result<()> {
         let lost = wire.ask(&["posts", "60"])?;
         ensure!(lost.trim() == "lost 0", "{lost}");
     }
-    // An upload that is refused before it has been sent: the client sees why.
+    // An upload that is refused early: the client gets the response.
     let head = r"POST /early-413 HTTP/1.1\r\nHost: wire\r\nContent-Length: 8000000\r\n\r\n";
     let refused = wire.ask(&[head, "@8000000"])?;
     ensure!(refused.starts_with("HTTP/1.1 413 ") && refused.contains("too much"), "{refused}");
@@ -128,8 +125,8 @@ fn early_responses_lose_no_request() -> Result<()> {
     // RFC 9113, 8.1: a client must not discard the response when the reset with NO_ERROR comes. curl 7.88 does when it is about to
     // write as both are there (exit status 92), which is more likely on a busy machine: another try.
     wait_for("413 over HTTP/2", Duration::from_secs(20), || {
-        let said = wire.front.run("sh", &["-c", &upload])?;
-        ensure!(said == "413 0", "{said}");
+        let answer = wire.front.run("sh", &["-c", &upload])?;
+        ensure!(answer == "413 0", "{answer}");
         Ok(())
     })?;
     Wire::logged(&wire.front_sidecar, &["/early-413", "HTTP/2.0", "\"response_code\":413", "\"bytes_sent\":8"])
@@ -143,7 +140,7 @@ fn only_websocket_is_tunnelled() -> Result<()> {
             r"GET {path} HTTP/1.1\r\nHost: wire\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {token}\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
         )
     };
-    // h2c is ignored, the header that only goes with it too.
+    // h2c is ignored, and so is the header that belongs to it.
     let h2c = wire.ask(&[&asking("/seen", "h2c")])?;
     let lower = h2c.to_lowercase();
     ensure!(
@@ -152,7 +149,7 @@ fn only_websocket_is_tunnelled() -> Result<()> {
     );
     let denied = wire.ask(&[&asking("/denied", "h2c")])?;
     ensure!(denied.starts_with("HTTP/1.1 403 "), "{denied}");
-    // Others are refused, by the name that they have.
+    // Other upgrades are refused by name.
     for token in ["foo", "TLS/1.0", "websocket, foo"] {
         let refused = wire.ask(&[&asking("/upgrade", token)])?;
         ensure!(refused.starts_with("HTTP/1.1 403 "), "{token}: {refused}");
@@ -160,7 +157,7 @@ fn only_websocket_is_tunnelled() -> Result<()> {
     }
     let connect = wire.ask(&[r"CONNECT wire:80 HTTP/1.1\r\nHost: wire:80\r\n\r\n"])?;
     ensure!(connect.starts_with("HTTP/1.1 404 ") && connect.contains("connect_refused"), "{connect}");
-    // WebSocket passes, and what is inside is one entry of the log, of either sidecar.
+    // WebSocket passes, and is one entry in the access log of each sidecar.
     let websocket = r"GET /upgrade HTTP/1.1\r\nHost: wire\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\n";
     let inside = wire.ask(&[websocket, "~200", "@1000"])?;
     ensure!(inside.starts_with("HTTP/1.1 101 ") && inside.ends_with(&format!("{}\n", "x".repeat(1000))), "{inside}");
@@ -169,7 +166,7 @@ fn only_websocket_is_tunnelled() -> Result<()> {
             ["\"response_code\":101", "\"bytes_received\":1000", "\"bytes_sent\":1000", "\"path\":\"/upgrade\""];
         Wire::logged(sidecar, &parts)?;
     }
-    // Unless the sidecars are told otherwise.
+    // Unless an option allows them.
     let wire = Wire::with(&["--upgrade-type", "foo,connect"])?;
     let switched = wire.ask(&[&asking("/upgrade", "foo"), "~200", "hello"])?;
     ensure!(switched.starts_with("HTTP/1.1 101 ") && switched.ends_with("hello\n"), "{switched}");
@@ -200,7 +197,7 @@ fn a_response_that_breaks_a_rule_is_502_and_names_it() -> Result<()> {
         ensure!(answer.contains(&format!("x-weft-reason: upstream_protocol_error: {rule}\r\n")), "{headers}: {answer}");
         Wire::logged(&wire.sidecar, &["UPE", &rule.replace('"', "\\\"")])?;
     }
-    // What is wrong without doubt about where a body ends is put right.
+    // Framing errors without ambiguity are corrected.
     for (status, length) in [("204 No Content", "5"), ("304 Not Modified", "5"), ("204 No Content", "0")] {
         let answer = answered(&format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n"))?;
         ensure!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{answer}");
@@ -232,7 +229,7 @@ fn the_target_names_the_authority() -> Result<()> {
         let refused = wire.ask(&[&format!(r"GET / HTTP/1.1\r\n{host}\r\n\r\n")])?;
         ensure!(refused.starts_with("HTTP/1.1 400 "), "{host}: {refused}");
     }
-    // By HTTP/2 `:authority` is the one that counts, and there are no two.
+    // In HTTP/2 `:authority` takes precedence, and the application gets one host.
     let vip = wire.mesh.vip("wire")?;
     let both = wire.front.curl(&[
         "--http2-prior-knowledge",
@@ -243,7 +240,7 @@ fn the_target_names_the_authority() -> Result<()> {
         &format!("http://{vip}/"),
     ])?;
     ensure!(both.ends_with("400"), "{both}");
-    // Trailers carry nothing that the mesh says in headers.
+    // Headers of the mesh are removed from trailers.
     let trailers = wire.ask(&[
         r"POST /seen HTTP/1.1\r\nHost: wire\r\nTransfer-Encoding: chunked\r\n\r\n",
         r"1\r\nx\r\n0\r\nX-Forwarded-Client-Cert: By=me\r\nX-Envoy-Retry-On: 5xx\r\nHost: other\r\nX-Sum: 42\r\n\r\n",
@@ -259,8 +256,8 @@ fn the_target_names_the_authority() -> Result<()> {
     Ok(())
 }
 
-/// `http_proxy=` names a proxy that the mesh does not know.
-fn requests_to_a_forward_proxy_stay_what_they_are() -> Result<()> {
+/// `http_proxy=` names a proxy outside the mesh.
+fn requests_to_a_forward_proxy_are_unchanged() -> Result<()> {
     let wire = Wire::start()?;
     let outside = wire.mesh.pod("outside")?;
     let _proxy = start(&outside, &["wire_server.py", "3128"])?;
@@ -292,12 +289,12 @@ fn the_endpoint_decides_about_expectations() -> Result<()> {
     };
     let refused = wire.ask(&[&expecting("/refuse")])?;
     ensure!(refused.starts_with("HTTP/1.1 417 ") && refused.to_lowercase().contains("connection: close"), "{refused}");
-    let wanted = wire.ask(&[&expecting("/want"), "~500", "hello"])?;
+    let answer = wire.ask(&[&expecting("/want"), "~500", "hello"])?;
     ensure!(
-        wanted.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n") && wanted.contains("\r\n\r\n5"),
-        "{wanted}"
+        answer.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n") && answer.contains("\r\n\r\n5"),
+        "{answer}"
     );
-    // A server that does not know the word gets the body all the same.
+    // A server without support for 100-continue gets the body too.
     let unknown = wire.ask(&[&expecting("/length"), "~1500", "hello"])?;
     ensure!(
         unknown.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n") && unknown.contains("\r\n\r\n5"),
@@ -323,7 +320,7 @@ fn targets_pass_as_they_came_and_refusals_are_logged_and_counted() -> Result<()>
         let answer = wire.ask(&[&format!(r"GET {sent} HTTP/1.1\r\nHost: wire\r\n\r\n")])?;
         ensure!(answer.contains(&format!("GET {seen} HTTP/1.1\r\n")), "{sent}: {answer}");
     }
-    // What cannot be read at all is refused, and that is seen.
+    // Unparsable requests are refused, and the refusal is logged.
     for (request, status, reason) in [
         (r"GET /odd\x80 HTTP/1.1\r\nHost: wire\r\n\r\n", "400", "bad_request: "),
         (r"GET / HTTP/1.1\r\nHost: wire\r\nTransfer-Encoding: gzip\r\n\r\n", "501", "unsupported_coding: "),
@@ -360,7 +357,7 @@ fn targets_pass_as_they_came_and_refusals_are_logged_and_counted() -> Result<()>
     Ok(())
 }
 
-/// Limits count what the client sent.
+/// Limits count the client's bytes.
 fn a_hundred_headers_pass_two_sidecars() -> Result<()> {
     let wire = Wire::start()?;
     let with = |count: usize| {
@@ -382,20 +379,20 @@ fn a_hundred_headers_pass_two_sidecars() -> Result<()> {
     Ok(())
 }
 
-/// The application closes a kept connection under its second request: whichever sidecar had it open repeats what is safe.
+/// The application closes an idle connection as the second request arrives: the sidecar repeats the request where that is safe.
 fn a_safe_request_is_repeated_on_both_sides_of_a_call() -> Result<()> {
     let wire = Wire::start()?;
     let url = format!("http://{}/second", wire.mesh.vip("wire")?);
     for round in 0..6 {
-        let said = wire.front.curl(&["-H", "Host: wire", "-w", "%{http_code}", "-o", "/dev/null", &url])?;
-        ensure!(said == "200", "round {round}: {said}");
+        let answer = wire.front.curl(&["-H", "Host: wire", "-w", "%{http_code}", "-o", "/dev/null", &url])?;
+        ensure!(answer == "200", "round {round}: {answer}");
     }
-    // To the application's own sidecar alone, which has no other one to repeat it for.
+    // Directly to the application's sidecar.
     let outside = wire.mesh.pod("outside")?;
     let direct = format!("http://{}:8080/second", wire.pod.ip);
     for round in 0..6 {
-        let said = outside.curl(&["-w", "%{http_code}", "-o", "/dev/null", &direct])?;
-        ensure!(said == "200", "round {round} from outside: {said}");
+        let answer = outside.curl(&["-w", "%{http_code}", "-o", "/dev/null", &direct])?;
+        ensure!(answer == "200", "round {round} from outside: {answer}");
     }
     let posted = |_| outside.curl(&["-w", "%{http_code}", "-o", "/dev/null", "-d", "x", &direct]);
     let statuses: Vec<String> = (0..2).map(posted).collect::<Result<_>>()?;

@@ -1,4 +1,4 @@
-//! The documentation as the tests read it: Markdown pages, their fenced blocks, headings and links.
+//! The documentation for its tests: Markdown pages, their fenced blocks, headings and links.
 
 pub mod commands;
 #[cfg(test)]

@@ -74,14 +74,14 @@ impl<'a> Etcd<'a> {
 
     fn wait(&self, number: u16) -> Result<()> {
         wait_for("etcd", Duration::from_secs(20), || {
-            let status = self.ask(number, "maintenance/status", "{}")?;
+            let status = self.query(number, "maintenance/status", "{}")?;
             let leader = status["leader"].as_str().unwrap_or("0");
             ensure!(leader != "0", "no leader yet");
             Ok(())
         })
     }
 
-    /// Where member `number` serves, `host:port`.
+    /// The address of member `number`, `host:port`.
     pub fn address(&self, number: u16) -> String {
         format!("{}:{}", self.pod.ip, 2379 + 10 * number)
     }
@@ -92,17 +92,17 @@ impl<'a> Etcd<'a> {
         format!("etcd://{}", all.join(","))
     }
 
-    /// Asks a member by etcd's HTTP API.
+    /// Queries a member by etcd's HTTP API.
     ///
     /// # Errors
     /// When it does not answer.
-    pub fn ask(&self, number: u16, path: &str, body: &str) -> Result<Value> {
+    pub fn query(&self, number: u16, path: &str, body: &str) -> Result<Value> {
         let url = format!("http://{}/v3/{path}", self.address(number));
         let text = self.pod.curl(&["-f", "--max-time", "3", "-d", body, &url])?;
         serde_json::from_str(&text).context(text)
     }
 
-    /// The number of the leader, asked of a member that is up.
+    /// The number of the leader, by a running member.
     ///
     /// # Errors
     /// When there is none.
@@ -111,7 +111,7 @@ impl<'a> Etcd<'a> {
             if self.members[usize::from(number)].is_none() {
                 continue;
             }
-            let status = self.ask(number, "maintenance/status", "{}")?;
+            let status = self.query(number, "maintenance/status", "{}")?;
             if status["leader"] == status["header"]["member_id"] {
                 return Ok(number);
             }

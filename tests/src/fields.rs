@@ -18,7 +18,7 @@ const HEADER: &str = "\
 <!-- Written by `make fields`. Do not edit. -->
 
 For authors of policies: every kind and field that Weft reads. A refused field is an error that names it, never ignored. A field or kind that
-neither Istio nor Weft knows is an error with the nearest known name. An object that occurs in several places is listed once, under
+neither Istio nor Weft has is an error with the nearest known name. An object that occurs in several places is listed once, under
 the first. What the fields do beyond Istio's reference is in [traffic-policy.md](traffic-policy.md).
 ";
 /// Places that are listed for an object; more are counted.

@@ -1,9 +1,10 @@
 //! A mesh in network namespaces: one namespace a pod, a bridge between them, and the real binaries in them.
 //!
-//! Everything happens inside a network and mount namespace of our own (see [`enter`]), so that nothing of the host is
-//! touched and all of it is gone when the process ends. Works as root, and through a user namespace without.
+//! Everything runs inside a private network and mount namespace (see [`enter`]), so that the host stays unchanged. Works as root,
+//! or in a user namespace.
 
 pub mod docs;
+mod document;
 mod etcd;
 pub mod fields;
 #[cfg(test)]
@@ -20,50 +21,52 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+pub use document::document;
 pub use etcd::Etcd;
 pub use mesh::{Instance, Mesh, Pair, take_logs};
 pub use namespace::{enter, name_server};
 pub use pod::{Meanwhile, Pod, Process};
 pub use programs::{binary, install, node_modules, python_of, tests_dir};
+pub use weft_policy::Kind;
 
 /// Runs a command to its end.
 ///
 /// # Errors
-/// When it fails; with what it printed.
+/// When it fails; with its output.
 pub fn run(program: &str, args: &[&str]) -> Result<String> {
     let output = Command::new(program).args(args).output().with_context(|| format!("cannot run {program}"))?;
     text(&format!("{program} {}", args.join(" ")), &output)
 }
 
-fn text(what: &str, output: &Output) -> Result<String> {
+fn text(command: &str, output: &Output) -> Result<String> {
     let out = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
-        bail!("{what}: {}\n{out}{}", output.status, String::from_utf8_lossy(&output.stderr));
+        bail!("{command}: {}\n{out}{}", output.status, String::from_utf8_lossy(&output.stderr));
     }
     Ok(out)
 }
 
-/// Waits until `check` gives something.
+/// Waits until `check` succeeds.
 ///
 /// # Errors
-/// When it has given nothing after `limit`; with its last error.
-pub fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> {
+/// When it has not succeeded after `limit`; with its last error.
+pub fn wait_for<T>(condition: &str, limit: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> {
     let end = Instant::now() + limit;
     loop {
         match check() {
             Ok(value) => return Ok(value),
-            Err(e) if Instant::now() > end => return Err(e.context(format!("waited {limit:?} for {what}"))),
+            Err(e) if Instant::now() > end => return Err(e.context(format!("waited {limit:?} for {condition}"))),
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
     }
 }
 
-/// Of results of [`Pod::requests`]: who served each.
+/// The server of each of the results of [`Pod::requests`].
 pub fn served_by(results: &[Value]) -> Vec<String> {
     results.iter().map(|r| r["headers"]["x-served-by"].as_str().unwrap_or("-").to_owned()).collect()
 }
 
-/// Of results of [`Pod::requests`]: how many of each status; 0: no answer.
+/// The number of results of [`Pod::requests`] with each status; 0: no response.
 pub fn statuses(results: &[Value]) -> HashMap<u64, usize> {
     let mut counts = HashMap::new();
     for result in results {

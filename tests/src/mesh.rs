@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use weft_policy::Kind;
 
 use crate::pod::{Pod, Process};
-use crate::{binary, run, text, wait_for};
+use crate::{binary, document, run, text, wait_for};
 
 /// A control plane and the pods around it.
 pub struct Mesh {
@@ -21,7 +23,7 @@ pub struct Mesh {
     pub control_plane: Option<Process>,
     /// Further arguments of the control plane.
     pub control_plane_args: Vec<String>,
-    /// And variables of its environment.
+    /// Further variables of its environment.
     pub control_plane_env: Vec<(String, String)>,
     dir: tempfile::TempDir,
     subnet: u32,
@@ -54,8 +56,8 @@ impl Mesh {
         run("ip", &["netns", "add", &netns])?;
         let inside = |args: &[&str]| run("ip", &[&["-n", &netns], args].concat());
         inside(&["link", "set", "lo", "up"])?;
-        // With an address of its own: else it has its lowest port's, which changes when a pod is added, and what its
-        // neighbours send to the one that they know is lost for seconds.
+        // With a fixed address: otherwise it has that of its lowest port, which changes when a pod is added, and packets of
+        // neighbours to the old address are lost for seconds.
         inside(&["link", "add", "br0", "address", "02:00:00:00:00:01", "type", "bridge"])?;
         inside(&["addr", "add", &format!("{ip}/24"), "dev", "br0"])?;
         inside(&["link", "set", "br0", "up"])?;
@@ -75,7 +77,7 @@ impl Mesh {
         })
     }
 
-    /// Starts the control plane on the data that it left.
+    /// Starts the control plane, with the data of an earlier one if there is any.
     ///
     /// # Errors
     /// When it is not ready within ten seconds.
@@ -100,7 +102,7 @@ impl Mesh {
         self.dir.path().join("control-plane")
     }
 
-    /// Ends the control plane and removes all that it kept.
+    /// Kills the control plane and removes its data.
     ///
     /// # Errors
     /// When it does not run, or its folder cannot be removed.
@@ -111,7 +113,7 @@ impl Mesh {
         Ok(std::fs::remove_dir_all(self.dir.path().join("control-plane"))?)
     }
 
-    /// Starts one more control plane on a store that they share; `number` from 1. It listens on 15012 + `number` of the
+    /// Starts one more control plane on a shared store; `number` from 1. It listens on 15012 + `number` of the
     /// same address.
     ///
     /// # Errors
@@ -176,7 +178,7 @@ impl Mesh {
         text(&format!("weftctl {}", args.join(" ")), &output)
     }
 
-    /// What `weftctl status -o wide` prints, whatever its exit status.
+    /// The output of `weftctl status -o wide`, with any exit status.
     pub fn status(&self) -> String {
         match self.weftctl(&["status", "-o", "wide"]) {
             Ok(text) => text,
@@ -184,7 +186,7 @@ impl Mesh {
         }
     }
 
-    /// Writes a policy file, whole at once as editors do.
+    /// Writes a policy file atomically.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -195,10 +197,19 @@ impl Mesh {
         Ok(())
     }
 
+    /// Requires mTLS of all workloads of the default namespace: PeerAuthentication `default`, in `strict.yaml`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn strict(&self) -> Result<()> {
+        let spec = json!({"mtls": {"mode": "STRICT"}});
+        self.policy("strict.yaml", &document(Kind::PeerAuthentication, "default", spec))
+    }
+
     /// A file with a token for this service account.
     ///
     /// # Errors
-    /// When the control plane makes none.
+    /// When the control plane creates none.
     pub fn token(&self, account: &str) -> Result<PathBuf> {
         let mut tokens = self.tokens.lock().map_err(|_| anyhow::anyhow!("poisoned"))?;
         if let Some(token) = tokens.get(account) {
@@ -263,11 +274,21 @@ impl Mesh {
             all.extend(["--data-dir", &data]);
         }
         if !args.contains(&"--drain-min") {
-            // Scenarios that are about the end say it.
+            // Scenarios about the drain set it.
             all.extend(["--drain-min", "0"]);
         }
         all.extend(args);
         Ok(all.into_iter().map(str::to_owned).collect())
+    }
+
+    /// Starts a sidecar in a pod, waits until it is ready, and redirects the pod's traffic to it.
+    ///
+    /// # Errors
+    /// When it is not ready within ten seconds, or the rules cannot be installed.
+    pub fn sidecar_with_redirection(&self, pod: &Pod, account: &str, args: &[&str]) -> Result<Process> {
+        let process = self.sidecar(pod, account, args)?;
+        self.redirect(pod)?;
+        Ok(process)
     }
 
     /// Redirects a pod's traffic to its sidecar.
@@ -288,8 +309,7 @@ impl Mesh {
         let port = port.to_string();
         let mut all = vec!["--service", service, "--port", &port];
         all.extend(args);
-        let sidecar = self.sidecar(&pod, service, &all)?;
-        self.redirect(&pod)?;
+        let sidecar = self.sidecar_with_redirection(&pod, service, &all)?;
         self.wait_healthy(&pod.ip)?;
         Ok(Instance { pod, app, sidecar })
     }
@@ -299,9 +319,16 @@ impl Mesh {
     /// # Errors
     /// When a part of it does not start.
     pub fn client(&self, name: &str) -> Result<(Pod, Process)> {
+        self.client_with(name, &["--workload", name])
+    }
+
+    /// The same, with these arguments of the sidecar.
+    ///
+    /// # Errors
+    /// When a part of it does not start.
+    pub fn client_with(&self, name: &str, args: &[&str]) -> Result<(Pod, Process)> {
         let pod = self.pod(name)?;
-        let sidecar = self.sidecar(&pod, name, &["--workload", name])?;
-        self.redirect(&pod)?;
+        let sidecar = self.sidecar_with_redirection(&pod, name, args)?;
         Ok((pod, sidecar))
     }
 
@@ -330,7 +357,7 @@ impl Mesh {
     }
 }
 
-/// The smallest mesh: one instance of order-service, and a client. What ends first stands first.
+/// The smallest mesh: one instance of order-service, and a client. Fields are in the order of their ends.
 pub struct Pair {
     /// Virtual IP of order-service.
     pub vip: String,
@@ -362,35 +389,35 @@ thread_local! {
     static LOGS: std::cell::RefCell<String> = const { std::cell::RefCell::new(String::new()) };
 }
 
-/// The ends of the logs of this thread's meshes, since the last call: what a scenario that failed has to tell.
+/// The ends of the logs of this thread's meshes, since the last call, for the message of a failed scenario.
 pub fn take_logs() -> String {
     LOGS.take()
 }
 
-/// Lines of each log that are kept for a scenario that fails.
+/// Last lines of each log for the message of a failed scenario.
 const LOG_LINES: usize = 40;
 
 impl Drop for Mesh {
     fn drop(&mut self) {
-        let mut kept = String::new();
+        let mut ends = String::new();
         for log in std::fs::read_dir(self.dir.path()).into_iter().flatten().flatten() {
             if log.path().extension().is_some_and(|e| e == "log") {
                 let text = std::fs::read_to_string(log.path()).unwrap_or_default();
                 let lines: Vec<&str> = text.lines().collect();
                 let end = &lines[lines.len().saturating_sub(LOG_LINES)..];
-                kept.push_str(&format!("--- {}\n{}\n", log.file_name().to_string_lossy(), end.join("\n")));
+                ends.push_str(&format!("--- {}\n{}\n", log.file_name().to_string_lossy(), end.join("\n")));
             }
         }
         if std::env::var_os("WEFT_TESTS_LOGS").is_some() {
-            eprintln!("{kept}");
+            eprintln!("{ends}");
         }
-        LOGS.with_borrow_mut(|logs| logs.push_str(&kept));
+        LOGS.with_borrow_mut(|logs| logs.push_str(&ends));
     }
 }
 
 /// A service's instance.
 pub struct Instance {
-    /// Where it runs.
+    /// Its pod.
     pub pod: Pod,
     /// The application.
     pub app: Process,

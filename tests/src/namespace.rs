@@ -1,4 +1,4 @@
-//! Namespaces of our own, as root or through a user namespace.
+//! Private namespaces, as root or through a user namespace.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -11,20 +11,20 @@ use crate::run;
 /// Set in the process that runs inside the namespaces.
 pub(crate) const INSIDE: &str = "WEFT_TESTS_INSIDE";
 
-/// Runs this program again in namespaces of its own, and ends with its status; returns at once inside.
+/// Executes this program again in private namespaces; inside them returns at once.
 ///
 /// # Errors
-/// If neither root nor a user namespace is available; the text names what is missing.
+/// If neither root nor a user namespace is available; the error names the missing one.
 pub fn enter() -> Result<()> {
     if std::env::var_os(INSIDE).is_some() {
-        // Where `ip netns` keeps its names: ours alone.
+        // Private names of `ip netns`.
         run("mount", &["-t", "tmpfs", "tmpfs", "/run"])?;
         run("mkdir", &["-p", "/run/netns", "/run/etc-upper", "/run/etc-work"])?;
-        // And where it looks for the files of a pod (/etc/netns), without touching the host's /etc.
+        // A private /etc/netns, with the files of pods, without changes of the host's /etc.
         let layers = "lowerdir=/etc,upperdir=/run/etc-upper,workdir=/run/etc-work";
         run("mount", &["-t", "overlay", "overlay", "-o", layers, "/etc"])
             .or_else(|_| run("mount", &["-t", "overlay", "overlay", "-o", &format!("{layers},userxattr"), "/etc"]))?;
-        // One that is there already may be another user's.
+        // An existing folder may belong to another user.
         run("mkdir", &["-p", "/etc/netns"])?;
         run("mount", &["-t", "tmpfs", "tmpfs", "/etc/netns"])?;
         run("ip", &["link", "set", "lo", "up"])?;
@@ -48,24 +48,24 @@ pub fn enter() -> Result<()> {
             String::from_utf8_lossy(&works.stderr).trim()
         );
     }
-    // In our place, so that signals reach the one that has something to clean up.
+    // Executed in place, so that signals reach the process that cleans up.
     let failed = unshare.arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(INSIDE, "1").exec();
     Err(failed).context("cannot run unshare")
 }
 
-/// Names a name server in every pod's `/etc/resolv.conf`, where the sidecar's redirection catches queries to it.
+/// Sets a name server in every pod's `/etc/resolv.conf`, where the sidecar's redirection captures queries to it.
 ///
 /// # Errors
-/// When the file cannot be covered.
+/// When the file cannot be replaced.
 pub fn name_server(address: &str) -> Result<()> {
     let text = format!("nameserver {address}\n");
     let file = Path::new("/etc/resolv.conf");
     if file.exists() {
-        let ours = "/run/resolv.conf";
-        std::fs::write(ours, text)?;
-        return run("mount", &["--bind", ours, "/etc/resolv.conf"]).map(drop);
+        let own = "/run/resolv.conf";
+        std::fs::write(own, text)?;
+        return run("mount", &["--bind", own, "/etc/resolv.conf"]).map(drop);
     }
-    // A link into `/run`, which is empty here and ours to fill.
+    // A link into `/run`, which is empty and writable here.
     let target = Path::new("/etc").join(std::fs::read_link(file).context("there is no /etc/resolv.conf")?);
     std::fs::create_dir_all(target.parent().context("no folder")?)?;
     std::fs::write(target, text)?;

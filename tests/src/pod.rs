@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use crate::{run, tests_dir, text, wait_for};
 
-/// A process that ends with its owner.
+/// A process that is killed when this is dropped.
 pub struct Process {
     child: Child,
-    /// What it wrote.
+    /// The file with its output.
     pub log: PathBuf,
 }
 
@@ -52,7 +52,7 @@ impl Process {
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 
-    /// What it wrote so far.
+    /// Its output so far.
     pub fn output(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -94,13 +94,13 @@ impl Pod {
 
     /// A command inside the pod.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        // It ends with us, however we end; and an interrupt from the terminal is ours to handle.
+        // Killed when this process ends, for any reason; the process group keeps an interrupt of the terminal away from it.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "ip", "netns", "exec", &self.netns]).arg(program).process_group(0);
         command
     }
 
-    /// What `/etc/resolv.conf` says inside the pod.
+    /// Sets `/etc/resolv.conf` inside the pod.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -108,7 +108,7 @@ impl Pod {
         self.etc("resolv.conf", text).map(drop)
     }
 
-    /// What a file of `/etc` says inside the pod, if there is one outside. Returns where it really is.
+    /// Replaces a file of `/etc` inside the pod; it must exist outside. Returns the path of the new file.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -120,7 +120,7 @@ impl Pod {
         Ok(dir.join(file))
     }
 
-    /// What `/etc/hosts` says inside the pod, to processes that start from now on.
+    /// Sets `/etc/hosts` inside the pod, for processes that start later.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -143,8 +143,8 @@ impl Pod {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn spawn(&self, what: &str, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Result<Process> {
-        self.spawn_with(what, program, args, &[])
+    pub fn spawn(&self, name: &str, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Result<Process> {
+        self.spawn_with(name, program, args, &[])
     }
 
     /// As [`Pod::spawn`], with an input that stays open until it is dropped.
@@ -153,13 +153,13 @@ impl Pod {
     /// When it cannot be started.
     pub fn spawn_with_input(
         &self,
-        what: &str,
+        name: &str,
         program: impl AsRef<std::ffi::OsStr>,
         args: &[&str],
     ) -> Result<(Process, std::process::ChildStdin)> {
         let mut command = self.command(program);
         command.args(args);
-        let mut process = self.logged_with(what, command, Stdio::piped())?;
+        let mut process = self.logged_with(name, command, Stdio::piped())?;
         let input = process.child.stdin.take().context("no input")?;
         Ok((process, input))
     }
@@ -170,15 +170,15 @@ impl Pod {
     /// When it cannot be started.
     pub fn spawn_with(
         &self,
-        what: &str,
+        name: &str,
         program: impl AsRef<std::ffi::OsStr>,
         args: &[&str],
         environment: &[(String, String)],
     ) -> Result<Process> {
-        // Of the program alone, not of what starts it.
+        // For the program alone, not for the commands that start it.
         let mut command = self.command("env");
         command.args(environment.iter().map(|(name, value)| format!("{name}={value}"))).arg(program).args(args);
-        self.logged(what, command)
+        self.logged(name, command)
     }
 
     /// A folder of the pod's own.
@@ -186,20 +186,20 @@ impl Pod {
         self.dir.join(format!("{}-{name}", self.name))
     }
 
-    fn logged(&self, what: &str, command: Command) -> Result<Process> {
-        self.logged_with(what, command, Stdio::null())
+    fn logged(&self, name: &str, command: Command) -> Result<Process> {
+        self.logged_with(name, command, Stdio::null())
     }
 
-    fn logged_with(&self, what: &str, mut command: Command, input: Stdio) -> Result<Process> {
-        let log = self.dir.join(format!("{}-{what}.log", self.name));
+    fn logged_with(&self, name: &str, mut command: Command, input: Stdio) -> Result<Process> {
+        let log = self.dir.join(format!("{}-{name}.log", self.name));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
         command.stdin(input).stdout(file.try_clone()?).stderr(file);
-        let child = command.spawn().with_context(|| format!("cannot start {what} in {}", self.name))?;
+        let child = command.spawn().with_context(|| format!("cannot start {name} in {}", self.name))?;
         Ok(Process { child, log })
     }
 
-    /// As [`Pod::spawn`], with a full pipe for what it prints: every write waits for as long as the reader that is
-    /// returned too is kept and not read.
+    /// As [`Pod::spawn`], with a full pipe for its output: every write blocks while the returned reader is neither read nor
+    /// dropped.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -224,19 +224,19 @@ impl Pod {
         Ok((Process { child, log: PathBuf::new() }, reader))
     }
 
-    /// Starts a command in the pod's network but among this process's mounts, as on a machine: the namespaces that it
-    /// makes by `ip netns` are seen by the next one.
+    /// Starts a command in the pod's network but with this process's mounts, as on a machine: namespaces of
+    /// `ip netns` are shared with later commands.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn spawn_as_host(&self, what: &str, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Result<Process> {
+    pub fn spawn_as_host(&self, name: &str, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Result<Process> {
         let netns = format!("--net=/run/netns/{}", self.netns);
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "nsenter", &netns]).arg(program).args(args).process_group(0);
-        self.logged(what, command)
+        self.logged(name, command)
     }
 
-    /// curl with these arguments: what it printed.
+    /// Runs curl with these arguments. Returns its output.
     ///
     /// # Errors
     /// When curl fails.
@@ -246,7 +246,7 @@ impl Pod {
         self.run("curl", &all)
     }
 
-    /// Starts a client of `tests/apps` that prints "ready" when it has done what it does, and stays until it is dropped.
+    /// Starts a client of `tests/apps` that prints "ready" after its work, and runs until it is dropped.
     ///
     /// # Errors
     /// When it is not ready within two minutes.
@@ -274,10 +274,10 @@ impl Pod {
         Ok(serde_json::from_str(&out)?)
     }
 
-    /// One request to `url` for each value of a header, by one curl process: who served each (`x-served-by`).
+    /// One request to `url` for each value of a header, by one curl process. Returns the server of each (`x-served-by`).
     ///
     /// # Errors
-    /// When curl fails, or one was not answered by an application.
+    /// When curl fails, or a response has no such header.
     pub fn served_by_header(&self, url: &str, header: &str, values: &[String]) -> Result<Vec<String>> {
         let one = |value: &String| {
             format!(

@@ -1,4 +1,4 @@
-//! Programs that scenarios run: Weft's own as cargo built them, and Pythons and Nodes with packages.
+//! Programs of scenarios: Weft's own, built by cargo, and Python and Node.js with packages.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ pub fn tests_dir() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// One of Weft's binaries, as cargo built it beside us.
+/// One of Weft's binaries in the folder of this program's build.
 ///
 /// # Errors
 /// When it is not built.
@@ -42,40 +42,40 @@ const PYTHONS: [(&str, &[&str]); 8] = [
 /// Node packages that scenarios use: each set in a folder of its own, kept beside the build.
 const NODES: [(&str, &[&str]); 2] = [("eureka", &["eureka-js-client@4.5.0"]), ("consul", &["consul@2.0.1"])];
 
-/// Installs the packages that are missing: of these environments, all where none is named. To be called before [`enter`]:
-/// inside no registry is reached.
+/// Installs missing packages of these environments, or of all if `environments` is empty. Must be called before [`enter`]:
+/// package registries are unreachable inside.
 ///
 /// # Errors
 /// If a package is unavailable.
-pub fn install(wanted: &[&str]) -> Result<()> {
+pub fn install(environments: &[&str]) -> Result<()> {
     if std::env::var_os(INSIDE).is_some() {
         return Ok(());
     }
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.contains(&name);
+    let is_wanted = |name: &str| environments.is_empty() || environments.contains(&name);
     for (name, packages) in PYTHONS.iter().filter(|(name, _)| is_wanted(name)) {
         let venv = venv(name)?;
         let python = venv.join("bin/python").to_string_lossy().into_owned();
         let complete = venv.join("complete");
-        let wanted = packages.join(" ");
-        if std::fs::read_to_string(&complete).is_ok_and(|found| found == wanted) {
+        let expected = packages.join(" ");
+        if std::fs::read_to_string(&complete).is_ok_and(|found| found == expected) {
             continue;
         }
         run("python3", &["-m", "venv", "--clear", &venv.to_string_lossy()])?;
         run(&python, &[&["-m", "pip", "install", "--quiet", "--disable-pip-version-check"], *packages].concat())?;
-        std::fs::write(complete, wanted)?;
+        std::fs::write(complete, expected)?;
     }
     for (name, packages) in NODES.iter().filter(|(name, _)| is_wanted(name)) {
         let folder = beside_build(&format!("node-{name}"))?;
         let complete = folder.join("complete");
-        let wanted = packages.join(" ");
-        if std::fs::read_to_string(&complete).is_ok_and(|found| found == wanted) {
+        let expected = packages.join(" ");
+        if std::fs::read_to_string(&complete).is_ok_and(|found| found == expected) {
             continue;
         }
         std::fs::create_dir_all(&folder)?;
         let prefix = folder.to_string_lossy();
         let install = ["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", &prefix];
         run("npm", &[&install, *packages].concat())?;
-        std::fs::write(complete, wanted)?;
+        std::fs::write(complete, expected)?;
     }
     Ok(())
 }

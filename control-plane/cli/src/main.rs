@@ -1,9 +1,12 @@
 //! `weftctl`, the administrator's command. A table of contents: each subcommand is a module of the library.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use weftctl::completion::Completion;
+use weftctl::install::Install;
 use weftctl::objects::{Delete, Get};
 use weftctl::remote::{Apply, Token};
 use weftctl::route::Route;
@@ -31,7 +34,14 @@ enum Command {
     Token(Token),
     #[command(subcommand)]
     Snapshot(Snapshot),
+    #[command(subcommand)]
+    Install(Install),
     Completion(Completion),
+    /// Writes the man pages into a folder, for deploy/build.sh
+    #[command(hide = true)]
+    Man {
+        folder: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -54,7 +64,11 @@ fn main() -> ExitCode {
             Command::Route(command) => command.run(out).await,
             Command::Token(command) => command.run(out).await,
             Command::Snapshot(command) => command.run(out).await,
+            Command::Install(command) => command.run(out),
             Command::Completion(command) => command.run(Weftctl::command(), out),
+            Command::Man { folder } => clap_mangen::generate_to(Weftctl::command(), &folder)
+                .map(|()| ExitCode::SUCCESS)
+                .with_context(|| format!("cannot write man pages into {}", folder.display())),
         }
     });
     result.unwrap_or_else(|error| {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use weft_core::locality::Place;
+use weft_core::locality::Location;
 use weft_proto::v1;
 
 use super::remote::{Remote, refused};
@@ -123,7 +123,7 @@ impl Route {
         }
         Ok(Client {
             workload: from.map(|from| from.workload.clone()).unwrap_or_default(),
-            place: Place { locality: locality.into(), labels: labels.clone() },
+            location: Location { locality: locality.into(), labels: labels.clone() },
             labels,
             ..Client::of(from.map_or("default", Name::namespace))
         })

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use weft_core::clock::{self, WORTH_A_WORD};
+use weft_core::clock::{self, SKEW_THRESHOLD};
 use weft_proto::v1;
 
 use super::remote::{Remote, refused};
@@ -161,8 +161,8 @@ fn of_sidecar(sidecar: &v1::SidecarStatus, out: &mut impl Write) -> Result<()> {
     if !sidecar.group.is_empty() {
         writeln!(out, "  group     {:<45} {}", sidecar.group, sidecar.joined)?;
     }
-    if Duration::from_millis(sidecar.clock_ahead_ms.unsigned_abs()) > WORTH_A_WORD {
-        writeln!(out, "  its clock is {}", odd(&format!("{} this one", clock::words(sidecar.clock_ahead_ms))))?;
+    if Duration::from_millis(sidecar.clock_ahead_ms.unsigned_abs()) > SKEW_THRESHOLD {
+        writeln!(out, "  its clock is {}", odd(&format!("{} this one", clock::describe(sidecar.clock_ahead_ms))))?;
     }
     for r in &sidecar.resources {
         let state = if !r.refused.is_empty() {

@@ -12,6 +12,7 @@ use weft_world::{Instance, InstanceKey, Origin};
 
 use crate::objects::{Key, Pod, Service, ServicePort, Slice, SliceEndpoint, address, key, node_locality};
 use crate::policies::Policies;
+use crate::status::Report;
 
 /// A kind of object that is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -108,6 +109,11 @@ impl Cluster {
     /// The policies of the cluster, for their status.
     pub fn policies(&self) -> &Policies {
         &self.policies
+    }
+
+    /// The conditions that policies do not have yet.
+    pub fn reports(&self) -> Vec<Report> {
+        self.policies.reports()
     }
 
     /// The difference since the last call.

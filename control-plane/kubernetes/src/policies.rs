@@ -10,6 +10,7 @@ use weft_policy::{Document, Kind, Place, Problem, Severity};
 use weft_world::parse_policies;
 
 use crate::objects::{Key, created};
+use crate::status::{self, Report};
 
 /// One object.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct Policy {
     applied: Option<Arc<Document>>,
     /// Problems of this version.
     pub problems: Vec<Problem>,
+    /// `metadata.resourceVersion` and the conditions of its status, as the cluster has them.
+    pub status: (String, Vec<Value>),
 }
 
 impl Policy {
@@ -62,6 +65,17 @@ impl Policies {
         std::mem::take(&mut self.changed)
     }
 
+    /// The conditions that objects do not have yet.
+    pub(crate) fn reports(&self) -> Vec<Report> {
+        let now = status::now();
+        let report = |((kind, key), policy): (&(Kind, Key), &Policy)| {
+            let own = status::condition(policy.version.1, &policy.problems);
+            let conditions = status::with(&policy.status.1, &own, &now)?;
+            Some(Report { kind: *kind, key: key.clone(), resource_version: policy.status.0.clone(), conditions })
+        };
+        self.all.iter().filter_map(report).collect()
+    }
+
     /// Sets or removes an object.
     pub(crate) fn set(&mut self, kind: Kind, key: &Key, object: Option<&DynamicObject>) {
         let at = (kind, key.clone());
@@ -70,14 +84,17 @@ impl Policies {
             return;
         };
         let version = (object.metadata.uid.clone().unwrap_or_default(), object.metadata.generation.unwrap_or_default());
+        let conditions = object.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let status = (object.metadata.resource_version.clone().unwrap_or_default(), conditions);
         // A status that was written, or a label: the spec is the same.
-        if self.all.get(&at).is_some_and(|known| known.version == version) {
+        if let Some(known) = self.all.get_mut(&at).filter(|known| known.version == version) {
+            known.status = status;
             return;
         }
         let kept = self.all.remove(&at).filter(|known| known.version.0 == version.0).and_then(|known| known.applied);
         let (document, problems) = read(kind, key, object);
         let applied = document.map(Arc::new).or(kept);
-        self.all.insert(at, Policy { version, applied, problems });
+        self.all.insert(at, Policy { version, applied, problems, status });
         self.changed = true;
     }
 }

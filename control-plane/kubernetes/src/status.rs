@@ -1,1 +1,128 @@
-//! Conditions of policies.
+//! The status of policies: whether a version is accepted, and why not.
+//!
+//! Every control plane writes it, and all write the same: an object that has the condition already is left alone. Conditions
+//! of other controllers stay, and a version that has changed meanwhile is not written over.
+
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use weft_policy::{Kind, Problem, Severity};
+
+use crate::Resource;
+use crate::objects::Key;
+use crate::watch::api_resource;
+
+/// Type of the condition.
+pub const ACCEPTED: &str = "weft.dev/Accepted";
+/// Bound on a condition's message, in bytes (`metav1.Condition`).
+const MESSAGE: usize = 32_768;
+
+/// A condition that an object should have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The object.
+    pub kind: Kind,
+    /// Its namespace and name.
+    pub key: Key,
+    /// The version of the object that the conditions belong to.
+    pub resource_version: String,
+    /// All conditions, those of others included.
+    pub conditions: Vec<Value>,
+}
+
+/// The condition of a version with these problems.
+pub(crate) fn condition(generation: i64, problems: &[Problem]) -> Value {
+    let accepted = problems.iter().all(|problem| problem.severity != Severity::Error);
+    let reason = match (accepted, problems.is_empty()) {
+        (true, true) => "Accepted",
+        (true, false) => "AcceptedWithWarnings",
+        (false, _) => "Invalid",
+    };
+    let mut message = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    if !accepted {
+        message.push_str("\nthe last valid version applies, if there was one");
+    }
+    let end = message.floor_char_boundary(MESSAGE);
+    message.truncate(end);
+    json!({
+        "type": ACCEPTED,
+        "status": if accepted { "True" } else { "False" },
+        "reason": reason,
+        "message": message,
+        "observedGeneration": generation,
+    })
+}
+
+/// The conditions of an object with `own` in its place; `None`: it has that already.
+pub(crate) fn with(conditions: &[Value], own: &Value, now: &str) -> Option<Vec<Value>> {
+    let is_own = |one: &&Value| one["type"] == ACCEPTED;
+    let old = conditions.iter().find(is_own);
+    let same = |field: &str| old.is_some_and(|old| old[field] == own[field]);
+    if ["status", "reason", "message", "observedGeneration"].into_iter().all(same) {
+        return None;
+    }
+    let since = old.filter(|_| same("status")).map_or(json!(now), |old| old["lastTransitionTime"].clone());
+    let mut new = own.clone();
+    new["lastTransitionTime"] = since;
+    let mut all: Vec<Value> = conditions.iter().filter(|one| !is_own(one)).cloned().collect();
+    all.push(new);
+    Some(all)
+}
+
+/// The time as Kubernetes writes it.
+pub(crate) fn now() -> String {
+    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// Writes reports for as long as they come. A failure is logged: the next version of the object is reported again.
+pub async fn write(client: Client, mut reports: mpsc::Receiver<Vec<Report>>) {
+    while let Some(batch) = reports.recv().await {
+        for report in batch {
+            if let Err(error) = write_one(&client, &report).await {
+                let (kind, (namespace, name)) = (report.kind.name(), &report.key);
+                let forbidden = matches!(&error, kube::Error::Api(status) if status.code == 403);
+                let remedy =
+                    if forbidden { "; grant patch of its status to the control plane's service account" } else { "" };
+                tracing::warn!(
+                    "Kubernetes: the status of {kind}/{namespace}/{name} cannot be written: {error}{remedy}"
+                );
+            }
+        }
+    }
+}
+
+async fn write_one(client: &Client, report: &Report) -> Result<(), kube::Error> {
+    let Some(resource) = api_resource(client, Resource::Policy(report.kind)).await? else { return Ok(()) };
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &report.key.0, &resource);
+    let patch = json!({
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": { "resourceVersion": report.resource_version },
+        "status": { "conditions": report.conditions },
+    });
+    match api.patch_status(&report.key.1, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(_) => Ok(()),
+        // Another control plane was first, or the object has changed: its new version is reported anew.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_is_written_once_for_each_version_and_keeps_those_of_others() {
+        let own = condition(2, &[]);
+        let other = json!({"type": "Reconciled", "status": "True"});
+        let first = with(std::slice::from_ref(&other), &own, "2026-01-01T00:00:00Z").unwrap();
+        assert_eq!((&first[0], &first[1]["reason"]), (&other, &json!("Accepted")));
+        assert_eq!(with(&first, &own, "2026-01-02T00:00:00Z"), None);
+        let later = with(&first, &condition(3, &[]), "2026-01-03T00:00:00Z").unwrap();
+        assert_eq!(later[1]["lastTransitionTime"], "2026-01-01T00:00:00Z", "the status is the same");
+        assert_eq!(later[1]["observedGeneration"], 3);
+    }
+}

@@ -16,14 +16,15 @@ use kube::core::GroupVersionKind;
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Config};
 use tokio::sync::mpsc;
+use weft_core::backoff::Backoff;
 use weft_policy::Kind;
 
 use crate::{Change, Resource};
 
 /// Bound on changes that are not applied yet: beyond it the watches wait.
 const QUEUE: usize = 1024;
-/// Pauses after errors.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(800), Duration::from_secs(30));
+/// First and longest pause after errors, each drawn between half and all of it.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(1600), Duration::from_secs(30));
 /// Pause until a kind that the cluster does not have is looked for again.
 const ABSENT: Duration = Duration::from_secs(10);
 /// Longest wait for a connection to the API, and for a response other than a watch's.
@@ -68,15 +69,14 @@ fn is_custom(kind: Kind) -> bool {
     !matches!(kind, Kind::Service | Kind::IstioOperator)
 }
 
-/// Watches all kinds. Each begins with a [`Change::Reset`]; the number is that of the kinds.
-pub fn start(client: &Client) -> (usize, mpsc::Receiver<Changed>) {
+/// Watches all kinds, and names them. Each begins with a [`Change::Reset`].
+pub fn start(client: &Client) -> (Vec<Resource>, mpsc::Receiver<Changed>) {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let resources = resources();
-    let count = resources.len();
-    for resource in resources {
-        tokio::spawn(watch(client.clone(), resource, sender.clone()));
+    for resource in &resources {
+        tokio::spawn(watch(client.clone(), *resource, sender.clone()));
     }
-    (count, receiver)
+    (resources, receiver)
 }
 
 /// The type of a kind in the API of this cluster; `None`: the cluster does not have it.
@@ -113,7 +113,7 @@ fn serves(group: &APIGroup, version: &str) -> bool {
 
 /// Watches a kind for as long as its changes are received.
 async fn watch(client: Client, resource: Resource, changes: mpsc::Sender<Changed>) {
-    let mut pauses = Pauses::default();
+    let mut pauses = Backoff::new(PAUSES.0, PAUSES.1);
     let mut is_absent = false;
     while !changes.is_closed() {
         let found = api_resource(&client, resource).await;
@@ -129,7 +129,7 @@ async fn watch(client: Client, resource: Resource, changes: mpsc::Sender<Changed
             }
             Err(error) => {
                 report(resource, &error);
-                pauses.wait().await;
+                tokio::time::sleep(pauses.pause(rand::random())).await;
                 continue;
             }
         };
@@ -144,7 +144,7 @@ async fn follow(
     resource: Resource,
     kind: &ApiResource,
     changes: &mpsc::Sender<Changed>,
-    pauses: &mut Pauses,
+    pauses: &mut Backoff,
 ) {
     let api: Api<DynamicObject> = Api::all_with(client.clone(), kind);
     let config = watcher::Config { timeout: Some(WATCH_S), ..watcher::Config::default() };
@@ -168,7 +168,7 @@ async fn follow(
             Err(error) if is_gone(&error) => return,
             Err(error) => {
                 report(resource, &error);
-                pauses.wait().await;
+                tokio::time::sleep(pauses.pause(rand::random())).await;
                 continue;
             }
         };
@@ -209,30 +209,12 @@ fn report(resource: Resource, error: &(dyn std::error::Error + Send + Sync + 'st
 }
 
 /// A kind's name.
-pub(crate) fn name(resource: Resource) -> &'static str {
+pub fn name(resource: Resource) -> &'static str {
     match resource {
         Resource::Service => "Service",
         Resource::EndpointSlice => "EndpointSlice",
         Resource::Pod => "Pod",
         Resource::Node => "Node",
         Resource::Policy(kind) => kind.name(),
-    }
-}
-
-/// Pauses between attempts: doubled after each, with jitter.
-#[derive(Debug, Default)]
-struct Pauses(u32);
-
-impl Pauses {
-    fn reset(&mut self) {
-        self.0 = 0;
-    }
-
-    async fn wait(&mut self) {
-        let (least, most) = PAUSES;
-        let pause = least.saturating_mul(1 << self.0.min(8)).min(most);
-        self.0 += 1;
-        let share: f64 = rand::random_range(0.5..1.0);
-        tokio::time::sleep(pause.mul_f64(share)).await;
     }
 }

@@ -132,9 +132,19 @@ fn of(fields: &Fields<'_>, field: &str, names: &[(String, Place)]) -> Export {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parse;
 
     fn export(namespaces: &[&str]) -> Export {
         Export { namespaces: Some(namespaces.iter().map(|name| name.to_string()).collect()), is_explicit: true }
+    }
+
+    #[test]
+    fn an_annotation_that_repeats_its_namespace_is_an_error_at_its_place() {
+        let text = "apiVersion: v1\nkind: Service\nmetadata:\n  name: a\n  annotations:\n    networking.istio.io/exportTo: ., default\n\
+                    spec: {ports: [{port: 80}]}\n";
+        let problems: Vec<String> = parse("f.yaml", text).problems.iter().map(ToString::to_string).collect();
+        let [problem] = &problems[..] else { panic!("{problems:?}") };
+        assert!(problem.contains(":6:5: error: ") && problem.contains("the same namespace"), "{problem}");
     }
 
     #[test]

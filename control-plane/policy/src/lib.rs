@@ -9,6 +9,7 @@
 
 mod catch_all;
 mod check;
+pub mod crd;
 mod decode;
 mod delegate;
 mod document;
@@ -24,7 +25,7 @@ pub mod yaml;
 pub use catch_all::{is_catch_all, is_unconditional, takes_all};
 pub use check::check;
 pub use check::destinations;
-pub use check::impact::{Impact, impact};
+pub use check::impact::{Impact, check_change, impact};
 pub use check::needs::{Key, Need, needs};
 pub use decode::protocol;
 pub use delegate::join;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tonic::Status;
 use weft_proto::v1::{self, ObjectName};
 
-use crate::state::Mesh;
+use crate::state::{Mesh, Policies};
 use crate::store::batch::Interrupted;
 use weft_policy::{self, Document, Key, Severity};
 
@@ -23,10 +23,10 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
         problems.extend(parsed.problems);
         documents.extend(parsed.documents);
     }
-    let (folder, api) = mesh.policies();
+    let policies = mesh.policies();
     let mut failed = problems.iter().any(|p| p.severity == Severity::Error);
     let mut texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
-    let conflicts = of_folder(&documents, &folder);
+    let conflicts = of_others(&documents, &policies);
     failed |= !conflicts.is_empty();
     texts.extend(conflicts);
     // Checked together with the remaining documents, which are older.
@@ -34,18 +34,21 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
     let new: HashSet<Key> = documents.iter().map(Document::key).collect();
     let mut all: Vec<&Document> = documents.iter().collect();
     let stays = |document: &&Arc<Document>| !new.contains(&document.key());
-    all.extend(folder.iter().chain(&api).filter(stays).map(AsRef::as_ref));
+    all.extend(policies.all().filter(stays).map(AsRef::as_ref));
     let files: BTreeSet<String> = documents.iter().map(|d| d.file.clone()).collect();
-    for problem in weft_policy::check(&all) {
+    let old: HashMap<Key, &Document> = policies.api.iter().map(|d| (d.key(), &**d)).collect();
+    let replaced: Vec<&Document> = documents.iter().filter_map(|d| old.get(&d.key()).copied()).collect();
+    let changed: Vec<&Document> = replaced.iter().copied().chain(&documents).collect();
+    let impact = weft_policy::impact(&changed, &all);
+    let part = impact.as_ref().map_or(&all[..], |impact| &impact.documents[..]);
+    for problem in weft_policy::check(part) {
         // Existing problems are not this request's.
         if files.contains(&problem.file) {
             failed |= problem.severity == Severity::Error;
             texts.push(problem.to_string());
         }
     }
-    let old: HashMap<Key, &Document> = api.iter().map(|d| (d.key(), &**d)).collect();
-    let replaced: Vec<&Document> = documents.iter().filter_map(|d| old.get(&d.key()).copied()).collect();
-    let needed = weft_policy::needs(&replaced, &all, &|host| mesh.read(|world| world.offers(host)));
+    let needed = weft_policy::needs(&replaced, part, &|host| mesh.read(|world| world.offers(host)));
     for document in &documents {
         if let Some(need) = needed.get(&document.key()) {
             failed |= !request.force;
@@ -75,8 +78,8 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
     if let Err(interrupted) = mesh.change_policies(documents, &[]).await {
         return partly(changes, &places, interrupted);
     }
-    let odd = mesh.read(|world| weft_world::translate::warnings(world, true));
-    texts.extend(odd.iter().filter(|p| files.contains(&p.file)).map(ToString::to_string));
+    let odd = mesh.read(|world| weft_world::translate::warnings_of(world, &|document| files.contains(&document.file)));
+    texts.extend(odd.iter().map(ToString::to_string));
     Ok(v1::ApplyReply { changes, problems: texts, applied: true })
 }
 
@@ -98,26 +101,33 @@ fn partly(mut changes: Vec<String>, places: &[String], failed: Interrupted) -> R
     Ok(v1::ApplyReply { changes, problems, applied: false })
 }
 
-/// Reports the documents that belong to a file of the policy folder.
-fn of_folder(documents: &[Document], folder: &[Arc<Document>]) -> Vec<String> {
-    let owners: HashMap<Key, &str> = folder.iter().map(|f| (f.key(), f.file.as_str())).collect();
+/// Reports the documents that belong to a source of higher precedence.
+fn of_others(documents: &[Document], policies: &Policies) -> Vec<String> {
+    let of_folder =
+        policies.folder.iter().map(|owner| (owner.key(), format!("the file {}; change it there", owner.file)));
+    let of_cluster = policies.kubernetes.iter().map(|owner| (owner.key(), CLUSTER.to_owned()));
+    let owners: HashMap<Key, String> = of_cluster.chain(of_folder).collect();
     let conflicts = documents.iter().filter_map(|document| Some((document, owners.get(&document.key())?)));
-    let text = |(document, owner): (&Document, &&str)| {
+    let text = |(document, owner): (&Document, &String)| {
         let (file, line, name) = (&document.file, document.line, document.reference());
-        format!("{file}:{line}:1: error: {name} belongs to the file {owner}; change it there")
+        format!("{file}:{line}:1: error: {name} belongs to {owner}")
     };
     conflicts.map(text).collect()
 }
 
+/// The owner of an object of Kubernetes, and the remedy.
+const CLUSTER: &str = "the Kubernetes cluster; use kubectl";
+
 /// Returns the requested objects.
 pub(super) fn get(mesh: &Mesh, request: &v1::GetRequest) -> v1::GetReply {
     let wanted = request.object.clone().unwrap_or_default();
-    let (folder, api) = mesh.policies();
+    let policies = mesh.policies();
     let kept = mesh.withdrawn_policies();
-    let from_folder = folder.iter().map(|d| (d.as_ref(), format!("file {}", d.file)));
-    let from_api = api.iter().map(|d| (d.as_ref(), "api".to_owned()));
+    let from_folder = policies.folder.iter().map(|d| (d.as_ref(), format!("file {}", d.file)));
+    let from_cluster = policies.kubernetes.iter().map(|d| (d.as_ref(), "kubernetes".to_owned()));
+    let from_api = policies.api.iter().map(|d| (d.as_ref(), "api".to_owned()));
     let kept = kept.iter().map(|d| (d.as_ref(), format!("file {} (emptied or removed)", d.file)));
-    let all = from_folder.chain(from_api).chain(kept);
+    let all = from_folder.chain(from_cluster).chain(from_api).chain(kept);
     let objects = all.filter(|(d, _)| matches(&wanted, d)).map(|(d, source)| v1::Object {
         object: Some(ObjectName { kind: d.kind().to_string(), namespace: d.namespace.clone(), name: d.name.clone() }),
         yaml: d.yaml.clone(),
@@ -138,13 +148,17 @@ pub(super) async fn delete(mesh: &Mesh, request: v1::DeleteRequest) -> Result<v1
     if wanted.namespace.is_empty() {
         wanted.namespace = "default".into();
     }
-    let (folder, api) = mesh.policies();
+    let policies = mesh.policies();
     let reference = format!("{}/{}/{}", wanted.kind, wanted.namespace, wanted.name);
     let failed = |error: String| Ok(v1::DeleteReply { error, ..Default::default() });
-    if let Some(owner) = folder.iter().find(|d| matches(&wanted, d)) {
+    if let Some(owner) = policies.folder.iter().find(|d| matches(&wanted, d)) {
         return failed(format!("{reference} belongs to the file {}; delete it there", owner.file));
     }
-    let deleted_documents: Vec<Document> = api.iter().filter(|d| matches(&wanted, d)).map(|d| (**d).clone()).collect();
+    if policies.kubernetes.iter().any(|d| matches(&wanted, d)) {
+        return failed(format!("{reference} belongs to {CLUSTER}"));
+    }
+    let deleted_documents: Vec<Document> =
+        policies.api.iter().filter(|d| matches(&wanted, d)).map(|d| (**d).clone()).collect();
     if deleted_documents.is_empty() {
         return failed(match mesh.withdrawn_policies().iter().find(|d| matches(&wanted, d)) {
             Some(kept) => {
@@ -157,8 +171,9 @@ pub(super) async fn delete(mesh: &Mesh, request: v1::DeleteRequest) -> Result<v1
         });
     }
     let goes = |d: &Document| matches(&wanted, d) || request.along.iter().any(|name| matches(name, d));
-    let api_rest = api.iter().filter(|d| !goes(d));
-    let rest: Vec<&Document> = folder.iter().chain(api_rest).map(AsRef::as_ref).collect();
+    let api_rest = policies.api.iter().filter(|d| !goes(d));
+    let rest = policies.folder.iter().chain(&policies.kubernetes).chain(api_rest);
+    let rest: Vec<&Document> = rest.map(AsRef::as_ref).collect();
     let needed = weft_policy::needs(&deleted_documents.iter().collect::<Vec<_>>(), &rest, &|host| {
         mesh.read(|world| world.offers(host))
     });
@@ -249,7 +264,7 @@ mod tests {
         };
         let file = v1::File { name: "all.yaml".into(), text: (0..250).map(rule).collect() };
         let reply = apply(&mesh, v1::ApplyRequest { files: vec![file], force: false }).await;
-        (reply, mesh.policies().1.len())
+        (reply, mesh.policies().api.len())
     }
 
     #[tokio::test]

@@ -12,8 +12,9 @@ use anyhow::{Context, Result};
 use futures::stream;
 use tokio::net::UnixListener;
 use tonic::{Request, Response, Status, Streaming};
-use weft_agent::files::hex;
+use weft_core::hex;
 use weft_core::identity::SpiffeId;
+use weft_identity::token::JoinClaims;
 use weft_proto::v1;
 use weft_proto::v1::admin_server::Admin;
 
@@ -24,7 +25,7 @@ use crate::federation::Federation;
 use crate::identity::ca::Ca;
 use crate::identity::grants::{Grants, MAX_SERVICES};
 use crate::identity::refusals::Refusals;
-use crate::identity::token::{ApiClaims, Claims, Tokens};
+use crate::identity::token::{ApiClaims, Tokens};
 use crate::state::Mesh;
 use crate::store;
 use crate::store::snapshot;
@@ -186,8 +187,8 @@ impl Admin for AdminService {
         let account = if request.api.is_some() { "api" } else { request.service_account.as_str() };
         SpiffeId::new(self.ca.trust_domain(), &namespace, account)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let named = !request.services.is_empty() || request.api.is_some();
-        let services = if named { request.services } else { vec![request.service_account.clone()] };
+        let has_services = !request.services.is_empty() || request.api.is_some();
+        let services = if has_services { request.services } else { vec![request.service_account.clone()] };
         services.iter().try_for_each(|service| may_be_named(service)).map_err(Status::invalid_argument)?;
         let expires = unix_now() + ttl;
         let trust_domain = self.ca.trust_domain().to_owned();
@@ -216,9 +217,9 @@ impl Admin for AdminService {
             return Err(Status::invalid_argument(text));
         }
         let services = self.grants.references(services).await.map_err(|e| Status::unavailable(e.to_string()))?;
-        let root = hex(&self.ca.fingerprint());
+        let root = hex::encode(&self.ca.fingerprint());
         let claims =
-            Claims { trust_domain, namespace, service_account: request.service_account, services, expires, root };
+            JoinClaims { trust_domain, namespace, service_account: request.service_account, services, expires, root };
         let token = self.tokens.create(&claims);
         Ok(Response::new(v1::CreateTokenReply { token, expires_unix: expires }))
     }

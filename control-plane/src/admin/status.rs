@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use weft_core::clock::WORTH_A_WORD;
+use weft_core::clock::SKEW_THRESHOLD;
 use weft_proto::v1;
 
 use super::service::AdminService;
@@ -127,7 +127,7 @@ impl AdminService {
 
     /// Nodes whose sidecars have a problem outside discovery: a clock that differs, a group that they cannot join.
     fn odd_nodes(&self) -> HashSet<String> {
-        let differs = |ahead_ms: &i64| Duration::from_millis(ahead_ms.unsigned_abs()) > WORTH_A_WORD;
+        let differs = |ahead_ms: &i64| Duration::from_millis(ahead_ms.unsigned_abs()) > SKEW_THRESHOLD;
         let clocks = self.mesh.clocks().into_iter().filter(|(_, ahead_ms)| differs(ahead_ms)).map(|(node, _)| node);
         let outside = self.mesh.read(|world| {
             let members = world.group_members().filter(|member| member.joined.is_err());

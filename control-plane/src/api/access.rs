@@ -5,8 +5,8 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, StatusCode, header, request};
-use weft_agent::query::Query;
-use weft_agent::refused::Refused;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
 
 use crate::clock::unix_now;
 use crate::identity::token::{self, ApiClaims, Tokens};
@@ -15,14 +15,14 @@ use crate::identity::token::{self, ApiClaims, Tokens};
 ///
 /// # Errors
 /// If it is not a token of this control plane, or has expired; in Consul's words, which do not distinguish the two.
-pub fn claims(tokens: &Tokens, head: &request::Parts) -> Result<Option<Arc<ApiClaims>>, Refused> {
+pub fn claims(tokens: &Tokens, head: &request::Parts) -> Result<Option<Arc<ApiClaims>>, ApiError> {
     let query = Query::parse(head.uri.query().unwrap_or_default());
     let Some(token) = given(&head.headers, &query) else { return Ok(None) };
     match tokens.verify_api(&token, unix_now()) {
         Ok(claims) => Ok(Some(Arc::new(claims))),
         Err(e) => {
             tracing::debug!("a token is refused: {e}");
-            Err(Refused::new(StatusCode::FORBIDDEN, "ACL not found"))
+            Err(ApiError::new(StatusCode::FORBIDDEN, "ACL not found"))
         }
     }
 }

@@ -13,12 +13,13 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, request};
 use rcgen::KeyPair;
-use weft_agent::answer::{self, Answered};
-use weft_agent::eureka::route::{self as eureka, Endpoint};
-use weft_agent::listen::{self, Answers, Bounds};
-use weft_agent::page::Names;
-use weft_agent::query::Query;
-use weft_agent::refused::Refused;
+use weft_identity::provider;
+use weft_listen::page::Names;
+use weft_listen::server::{self, Answers, Bounds};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::eureka::route::{self as eureka, Endpoint};
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use crate::api::access;
 use crate::api::consul::{self, Consul};
@@ -100,9 +101,9 @@ pub async fn serve(api: HttpApi, settings: &Settings, ca: &Arc<Ca>) -> Result<()
         tracing::info!("serving Consul's API for programs without a sidecar at {scheme}://{address}");
         if remote {
             let tls = server_config(ca.clone(), certified(address.ip(), &own_name(), &settings.names))?;
-            tokio::spawn(listen::serve_tls(answers, listener, tls, Bounds::new(settings.per_client)));
+            tokio::spawn(server::serve_tls(answers, listener, tls, Bounds::new(settings.per_client)));
         } else {
-            tokio::spawn(listen::serve(answers, listener, Bounds::new(settings.per_client)));
+            tokio::spawn(server::serve(answers, listener, Bounds::new(settings.per_client)));
         }
     }
     Ok(())
@@ -130,7 +131,7 @@ fn server_config(ca: Arc<Ca>, names: Vec<String>) -> Result<Arc<rustls::ServerCo
     let sign = move |ca: &Ca, key: &KeyPair, lifetime| ca.sign_server(key, &names, SystemTime::now(), lifetime);
     let own = OwnCertificate::renewing(ca, sign, std::future::pending())
         .with_context(|| format!("no certificate for {shown} (--http-name)"))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = provider();
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
@@ -149,24 +150,24 @@ pub fn write_root(ca: &Ca, data_dir: &Path) -> Result<()> {
 }
 
 impl Answers for Listener {
-    fn turned_away(&self, head: &request::Parts) -> Option<Answered> {
+    fn turned_away(&self, head: &request::Parts) -> Option<Reply> {
         // On loopback no token is needed: a web page must not be mistaken for a program.
         let page = || self.names.refuses(&head.method, &head.uri, &head.headers, "--http-name");
         let page = if self.remote { None } else { page() };
         // The body of a request is read only for an authenticated caller.
-        page.or_else(|| self.rights(head).err()).map(|refused| refusal(&refused, head))
+        page.or_else(|| self.rights(head).err()).map(|error| refusal(&error, head))
     }
 
-    async fn answer(&self, from: SocketAddr, request: Request<Bytes>) -> Answered {
+    async fn answer(&self, from: SocketAddr, request: Request<Bytes>) -> Reply {
         let (head, body) = request.into_parts();
         let rights = match self.rights(&head) {
             Ok(rights) => rights,
-            Err(refused) => return refusal(&refused, &head),
+            Err(error) => return refusal(&error, &head),
         };
         if head.method == Method::GET
-            && let Some(answered) = self.api.telemetry.answer(head.uri.path())
+            && let Some(reply) = self.api.telemetry.answer(head.uri.path())
         {
-            return answered;
+            return reply;
         }
         let namespace = match &rights {
             Rights::Token(claims) => claims.namespace.clone(),
@@ -174,16 +175,14 @@ impl Answers for Listener {
         };
         let caller = Caller { namespace, identity: String::new(), address: from.ip().to_canonical(), rights };
         let path = head.uri.path();
-        if eureka::is_ours(path) {
+        if eureka::is_eureka_path(path) {
             return match eureka::route(&head.method, path) {
                 Ok(Endpoint::Write(write)) => self.api.externals.eureka(&caller, &write, &head, body).await,
                 _ => self.api.eureka.answer(&caller, Request::from_parts(head, body)),
             };
         }
-        if weft_agent::catalog::is_write(&head)
-            && let Some(answered) = self.api.externals.catalog(&caller, &head, &body).await
-        {
-            return answered;
+        if let Some(reply) = self.api.externals.catalog(&caller, &head, &body).await {
+            return reply;
         }
         // The mesh's certificates are not an agent's.
         let of_agent = path == "/v1/agent" || path.starts_with("/v1/agent/");
@@ -195,7 +194,7 @@ impl Answers for Listener {
 }
 
 impl Listener {
-    fn rights(&self, head: &request::Parts) -> Result<Rights, Refused> {
+    fn rights(&self, head: &request::Parts) -> Result<Rights, ApiError> {
         // Whatever the token is.
         if consul::route::is_public(&head.method, head.uri.path()) || head.uri.path() == telemetry::READY {
             return Ok(Rights::Read);
@@ -205,19 +204,19 @@ impl Listener {
             None if self.remote => {
                 let text = "Permission denied: this address is answered with a token only (X-Consul-Token or \
                             Authorization: Bearer; made by weftctl token create --api)";
-                Err(Refused::new(StatusCode::FORBIDDEN, text))
+                Err(ApiError::new(StatusCode::FORBIDDEN, text))
             }
             None => Ok(Rights::Read),
         }
     }
 }
 
-fn refusal(refused: &Refused, head: &request::Parts) -> Answered {
-    if weft_agent::eureka::route::is_ours(head.uri.path()) {
-        return weft_agent::eureka::refusal(refused);
+fn refusal(error: &ApiError, head: &request::Parts) -> Reply {
+    if weft_registry_api::eureka::route::is_eureka_path(head.uri.path()) {
+        return weft_registry_api::eureka::error_reply(error);
     }
     let query = Query::parse(head.uri.query().unwrap_or_default());
-    answer::refusal(refused, head.method == Method::GET, &query)
+    reply::error(error, head.method == Method::GET, &query)
 }
 
 #[cfg(test)]
@@ -259,7 +258,7 @@ mod tests {
                 allow_external: false,
             }),
             eureka: Arc::new(Eureka::new(mesh.clone())),
-            externals: Externals::open(mesh.clone(), Discovery::new(mesh), None).await.unwrap(),
+            externals: Externals::open(mesh.clone(), Discovery::new(mesh, 0), None).await.unwrap(),
             tokens: Arc::new(Tokens::new(&[7; 32])),
             telemetry: Telemetry::default(),
         }
@@ -284,11 +283,11 @@ mod tests {
     async fn ask(listener: &Listener, method: &str, uri: &str, token: &str) -> (u16, String) {
         let request = Request::builder().method(method).uri(uri).header("x-consul-token", token);
         let (head, body) = request.body(Bytes::new()).unwrap().into_parts();
-        let answered = match listener.turned_away(&head) {
+        let reply = match listener.turned_away(&head) {
             Some(away) => away,
             None => listener.answer(([127, 0, 0, 1], 9).into(), Request::from_parts(head, body)).await,
         };
-        (answered.status().as_u16(), String::from_utf8(answered.body().to_vec()).unwrap())
+        (reply.status().as_u16(), String::from_utf8(reply.body().to_vec()).unwrap())
     }
 
     #[tokio::test]
@@ -356,7 +355,7 @@ mod tests {
         let tls = server_config(ca.clone(), certified([10, 0, 0, 9].into(), "cp", &["consul.example".into()])).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
-        tokio::spawn(listen::serve_tls(
+        tokio::spawn(server::serve_tls(
             Arc::new(Listener { api, remote: true, names: Names::default() }),
             listener,
             tls,
@@ -364,7 +363,7 @@ mod tests {
         ));
         let mut roots = rustls::RootCertStore::empty();
         roots.add(ca.root().clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = provider();
         let config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()

@@ -16,7 +16,7 @@ mod streams;
 mod subscription;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,10 +28,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use weft_core::identity::SpiffeId;
-use weft_proto::ENDPOINTS_TYPE;
 use weft_proto::envoy::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use weft_proto::envoy::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use weft_proto::v1;
+use weft_proto::{ENDPOINTS_TYPE, OTHER_CONTROL_PLANES};
 
 use crate::identity::bounds::{self, Accounts, Pace};
 use crate::identity::peer::Peer;
@@ -84,11 +84,15 @@ pub struct Discovery {
     /// Streams of each identity, and the bytes of the names that they subscribe to.
     accounts: Mutex<Accounts>,
     pace: Pace,
+    /// Number of streams, and that at which further ones are sent to other control planes; 0: none are.
+    open: AtomicUsize,
+    most: usize,
 }
 
 impl Discovery {
-    /// A server of `mesh`. It must be called within a runtime: it routes changes in the background.
-    pub fn new(mesh: Arc<Mesh>) -> Arc<Discovery> {
+    /// A server of `mesh`. It must be called within a runtime: it routes changes in the background. Above `most`
+    /// streams, sidecars that know other control planes are sent there; 0: never.
+    pub fn new(mesh: Arc<Mesh>, most: usize) -> Arc<Discovery> {
         let router = Arc::new(Mutex::new(Router::default()));
         tokio::spawn(router::run(router.clone(), mesh.events()));
         Arc::new(Discovery {
@@ -100,6 +104,8 @@ impl Discovery {
             names: Names::default(),
             accounts: Mutex::default(),
             pace: Pace::default(),
+            open: AtomicUsize::new(0),
+            most,
         })
     }
 
@@ -206,11 +212,20 @@ impl Discovery {
         encoded
     }
 
-    /// Counts a new stream of an identity.
+    /// Counts a new stream of an identity, whose sidecar can try `others` further control planes.
     ///
     /// # Errors
-    /// `RESOURCE_EXHAUSTED` if it has too many.
-    fn begin(&self, identity: &SpiffeId) -> Result<(), Status> {
+    /// `RESOURCE_EXHAUSTED` if the identity has too many, or this control plane has its share already.
+    fn begin(&self, identity: &SpiffeId, others: usize) -> Result<(), Status> {
+        let (open, most) = (self.open.load(Ordering::Relaxed), self.most);
+        if most > 0 && open >= most && others > 0 {
+            let text = format!(
+                "this control plane serves {open} streams, {most} are its share (--max-streams): the sidecar tries the \
+                 next control plane of its list"
+            );
+            tracing::info!(%identity, "a stream is sent away: {text}");
+            return Err(Status::resource_exhausted(text));
+        }
         let mut accounts = self.accounts();
         let held = accounts.of(&identity.to_string()).count;
         if held >= bounds::STREAMS {
@@ -221,7 +236,14 @@ impl Discovery {
             ));
         }
         accounts.add(&identity.to_string(), 1, 0);
+        self.open.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Releases what [`Discovery::begin`] and [`Discovery::take`] have counted for a stream.
+    fn release(&self, identity: &SpiffeId, bytes: usize) {
+        self.accounts().subtract(&identity.to_string(), 1, bytes);
+        self.open.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Counts the bytes of further names of an identity.
@@ -292,7 +314,8 @@ impl AggregatedDiscoveryService for DiscoveryService {
         if self.0.mesh.cut_off().borrow().is_some_and(|since| since.elapsed() < ELSEWHERE) {
             return Err(Status::unavailable(session::CUT_OFF));
         }
-        self.0.begin(&certified.id)?;
+        let others = request.metadata().get(OTHER_CONTROL_PLANES).and_then(|value| value.to_str().ok()?.parse().ok());
+        self.0.begin(&certified.id, others.unwrap_or(0))?;
         let (replies, stream) = mpsc::channel(16);
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let session = Session::new(id, self.0.clone(), certified, peer.remote.to_string(), replies);
@@ -354,4 +377,30 @@ const ELSEWHERE: std::time::Duration = std::time::Duration::from_secs(10);
 /// A type without its package, for people.
 fn short(type_url: &str) -> &str {
     type_url.rsplit('.').next().unwrap_or(type_url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn above_its_share_a_control_plane_sends_streams_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = crate::state::tests_store(dir.path()).await;
+        let mesh = Mesh::open(store, "cluster.local", Duration::from_secs(15)).await.unwrap();
+        let id: SpiffeId = "spiffe://cluster.local/ns/default/sa/web".parse().unwrap();
+        let discovery = Discovery::new(mesh.clone(), 2);
+        discovery.begin(&id, 1).unwrap();
+        discovery.begin(&id, 1).unwrap();
+        let refused = discovery.begin(&id, 1).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        assert!(refused.message().contains("serves 2 streams, 2 are its share"), "{refused}");
+        // No sidecar is left without a control plane.
+        discovery.begin(&id, 0).unwrap();
+        discovery.release(&id, 0);
+        discovery.release(&id, 0);
+        discovery.begin(&id, 1).unwrap();
+        let unlimited = Discovery::new(mesh, 0);
+        assert!((0..9).all(|_| unlimited.begin(&id, 1).is_ok()));
+    }
 }

@@ -145,7 +145,7 @@ impl Session {
         router.set_node(self.id, &self.node, "");
         router.close(self.id);
         drop(router);
-        self.discovery.accounts().subtract(&self.certified.id.to_string(), 1, self.subscribed_bytes);
+        self.discovery.release(&self.certified.id, self.subscribed_bytes);
     }
 
     async fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {

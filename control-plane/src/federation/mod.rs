@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
-use weft_core::failover::Patience;
+use weft_core::failover::Delays;
 use weft_proto::v1::federation_server::FederationServer;
 use weft_proto::v1::{Answer, PeerDns, PeerGateway, PeerQuestion};
 
@@ -124,7 +124,7 @@ impl Federation {
                 tokio::spawn(link.clone().listen(mesh.clone(), settings.keep));
                 links.push(link);
             }
-            tokio::spawn(fail_over(mesh.clone(), Patience { away: AWAY, back: settings.failback }));
+            tokio::spawn(fail_over(mesh.clone(), Delays { away: AWAY, back: settings.failback }));
         }
         Ok(Arc::new(Federation { datacenter: settings.datacenter.clone(), links }))
     }
@@ -221,13 +221,13 @@ impl RemoteReads for Federation {
 }
 
 /// Decides the shares of requests whenever anything has changed, or enough time has passed.
-async fn fail_over(mesh: Arc<Mesh>, patience: Patience) {
+async fn fail_over(mesh: Arc<Mesh>, delays: Delays) {
     let mut events = mesh.events();
     let mut shares = Shares::new();
     let mut touched = None;
-    let look = (patience.back / 10).clamp(SETTLE, Duration::from_secs(1));
+    let look = (delays.back / 10).clamp(SETTLE, Duration::from_secs(1));
     loop {
-        let waiting = mesh.fail_over(&mut shares, touched.as_ref(), Instant::now(), patience);
+        let waiting = mesh.fail_over(&mut shares, touched.as_ref(), Instant::now(), delays);
         let first = if waiting {
             // Shares also depend on time.
             tokio::time::timeout(look, events.recv()).await.ok()

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
+use weft_core::identity::SCHEME;
 use weft_world::Peering;
 
 /// A peer in the form `NAME=HOST:PORT,ROOT.pem`.
@@ -82,7 +83,7 @@ fn with_root(peer: &PeerAddress) -> Result<Peering> {
     let domains: Vec<&str> = names
         .iter()
         .filter_map(|name| match name {
-            x509_parser::extensions::GeneralName::URI(uri) => uri.strip_prefix("spiffe://"),
+            x509_parser::extensions::GeneralName::URI(uri) => uri.strip_prefix(SCHEME),
             _ => None,
         })
         .collect();

@@ -21,7 +21,7 @@ use crate::api::dns::Dns;
 use crate::api::dns::service::{MAX_QUERY, answer as answer_dns};
 use crate::api::dns::view::ExportedView;
 use crate::identity::caller::{Caller, Rights};
-use crate::identity::peer::{CONTROL_PLANE, Peer};
+use crate::identity::peer::Peer;
 
 /// Longest pause between two messages.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -52,9 +52,12 @@ impl FederationService {
     fn asking<T>(&self, request: &Request<T>) -> Result<(Peer, String), Status> {
         let peer = Peer::of(request)?;
         let certified = peer.certified()?;
-        let known = self.federation.links.iter().map(|link| link.peering()).find(|peering| {
-            SpiffeId::new(&peering.trust_domain, CONTROL_PLANE.0, CONTROL_PLANE.1).is_ok_and(|id| id == certified.id)
-        });
+        let known = self
+            .federation
+            .links
+            .iter()
+            .map(|link| link.peering())
+            .find(|peering| SpiffeId::control_plane(&peering.trust_domain).is_ok_and(|id| id == certified.id));
         let known = known.ok_or_else(|| {
             Status::permission_denied(format!("{} is not a control plane of another data centre", certified.id))
         })?;

@@ -203,7 +203,7 @@ async fn a_service_of_another_data_centre_only_resolves_here() {
     let exported = service(&two.mesh, "order.default.svc.cluster.local");
     let subsets: Vec<&str> = exported.clusters.iter().map(|cluster| cluster.subset.as_str()).collect();
     assert_eq!((exported.exported, subsets), (true, vec!["", "v1", "v2"]));
-    let all = two.mesh.policies().1;
+    let all = two.mesh.policies().api;
     let export = all.iter().find(|d| d.reference() == "ServiceExport/default/secret").unwrap();
     two.mesh.change_policies(Vec::new(), &[(**export).clone()]).await.unwrap();
     until("it is forgotten", || resolve().is_none()).await;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use weft_agent::eureka::MAX_DOCUMENT;
 use weft_proto::v1;
+use weft_registry_api::eureka::MAX_DOCUMENT;
 
 use crate::identity::rates::Rates;
 
@@ -44,6 +44,65 @@ pub const NODES: usize = 20_000;
 pub const REQUESTS: (u32, Duration) = (200_000, Duration::from_micros(50));
 /// Bytes of all nodes, instances and checks that one identity has registered, as stored.
 pub const REGISTERED: usize = 32 << 20;
+/// Bytes of a session's name, and of the id of a check that it depends on; number of such checks.
+pub const SESSION: (usize, usize) = (512, 64);
+/// Bytes of a prepared query with its metadata.
+pub const QUERY: usize = 16 << 10;
+/// Bytes of a config entry.
+pub const CONFIG_ENTRY: usize = 128 << 10;
+
+/// The budget of what one identity writes through Consul's API, of one kind.
+#[derive(Debug)]
+pub struct Budget {
+    /// The kind.
+    pub name: &'static str,
+    /// Number of them.
+    pub count: usize,
+    /// Their bytes together, with their keys.
+    pub bytes: usize,
+    /// The way to have less of them.
+    pub remedy: &'static str,
+}
+
+/// Key-value pairs of one identity.
+pub const PAIRS: Budget = Budget {
+    name: "key-value pairs",
+    count: 50_000,
+    bytes: 64 << 20,
+    remedy: "delete keys (DELETE /v1/kv/KEY?recurse), or let another identity write some of them",
+};
+/// Sessions of one identity.
+pub const SESSIONS: Budget = Budget {
+    name: "sessions",
+    count: 5000,
+    bytes: 4 << 20,
+    remedy: "destroy sessions that are not in use, and give new ones a TTL",
+};
+/// Prepared queries of one identity.
+pub const QUERIES: Budget =
+    Budget { name: "prepared queries", count: 1000, bytes: 4 << 20, remedy: "delete some, or use a template" };
+/// Config entries of one identity.
+pub const CONFIG_ENTRIES: Budget =
+    Budget { name: "config entries", count: 1000, bytes: 16 << 20, remedy: "delete some, or apply policies instead" };
+
+impl Budget {
+    /// Whether an identity that has written `held` may write `more`. A write that adds nothing always may.
+    ///
+    /// # Errors
+    /// If it may not; the error names the usage, the budget and the remedy.
+    pub fn admit(&self, identity: &str, held: Account, more: Account) -> Result<(), Exceeded> {
+        let is_over = |held: usize, more: usize, most: usize| more > 0 && held + more > most;
+        if !is_over(held.count, more.count, self.count) && !is_over(held.bytes, more.bytes, self.bytes) {
+            return Ok(());
+        }
+        let Budget { name, count, bytes, remedy } = self;
+        Err(Exceeded(format!(
+            "{identity} has written {} {name} of {} bytes, and {} more of {} bytes are too many: at most {count} of \
+             {bytes} bytes together are allowed; {remedy}",
+            held.count, held.bytes, more.count, more.bytes
+        )))
+    }
+}
 
 /// An exceeded bound.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -128,6 +187,20 @@ pub fn check(check: &v1::Check) -> Result<(), Exceeded> {
 /// If it is not; the error names the bound.
 pub fn check_count(count: usize) -> Result<(), Exceeded> {
     if count <= CHECKS.0 { Ok(()) } else { Err(Exceeded(format!("{count} checks, at most {} are allowed", CHECKS.0))) }
+}
+
+/// Whether name and checks of a session are short enough.
+///
+/// # Errors
+/// If they are not; the error names the field.
+pub fn session(session: &v1::StoredSession) -> Result<(), Exceeded> {
+    let (bytes, checks) = SESSION;
+    text("Name", &session.name, bytes)?;
+    if session.checks.len() > checks {
+        let count = session.checks.len();
+        return Err(Exceeded(format!("the session depends on {count} checks, at most {checks} are allowed")));
+    }
+    session.checks.iter().try_for_each(|id| text("Checks", id, bytes))
 }
 
 /// Whether an instance has a size that the registry accepts.

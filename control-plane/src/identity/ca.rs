@@ -13,6 +13,8 @@ use rcgen::{
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 use weft_core::clock::TOLERANCE;
+use weft_core::identity::SCHEME;
+use weft_identity::certificate::fingerprint;
 
 /// How long a root is valid.
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -51,7 +53,7 @@ impl Ca {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::OrganizationName, trust_domain);
         params.distinguished_name.push(DnType::CommonName, "Weft root");
-        params.subject_alt_names.push(SanType::URI(format!("spiffe://{trust_domain}").try_into()?));
+        params.subject_alt_names.push(SanType::URI(format!("{SCHEME}{trust_domain}").try_into()?));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.not_before = (now - TOLERANCE).into();
@@ -170,13 +172,6 @@ impl Ca {
         let leaf = params.signed_by(key, &self.issuer)?;
         Ok(SignedCertificate { chain: vec![leaf.der().clone()], not_after })
     }
-}
-
-/// SHA-256 of a certificate.
-pub fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    bytes.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate).as_ref());
-    bytes
 }
 
 #[cfg(test)]

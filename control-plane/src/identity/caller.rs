@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::StatusCode;
-use weft_agent::refused::Refused;
+use weft_registry_api::error::ApiError;
 
 use super::pattern::matches;
 use super::token::ApiClaims;
@@ -103,7 +103,28 @@ impl Rights {
     }
 }
 
+/// The author of a write. Converted from a namespace it has no identity.
+#[derive(Debug, Clone, Copy)]
+pub struct Writer<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// The SPIFFE ID whose budget counts; empty: a program without a sidecar, whose token the administrator made, which
+    /// only the bounds of all writers concern.
+    pub identity: &'a str,
+}
+
+impl<'a> From<&'a str> for Writer<'a> {
+    fn from(namespace: &'a str) -> Writer<'a> {
+        Writer { namespace, identity: "" }
+    }
+}
+
 impl Caller {
+    /// The author of its writes.
+    pub(crate) fn writer(&self) -> Writer<'_> {
+        Writer { namespace: &self.namespace, identity: &self.identity }
+    }
+
     /// Whether the services of a namespace are visible to this caller.
     pub(crate) fn sees(&self, namespace: &str) -> bool {
         namespace == self.namespace || namespace == "default"
@@ -169,58 +190,58 @@ impl Caller {
 
     /// # Errors
     /// If the key may not be read.
-    pub(crate) fn read_key(&self, key: &str) -> Result<(), Refused> {
+    pub(crate) fn read_key(&self, key: &str) -> Result<(), ApiError> {
         if self.reads_key(key) { Ok(()) } else { Err(self.denied("key:read", key)) }
     }
 
     /// # Errors
     /// If not all keys with this prefix may be written.
-    pub(crate) fn write_keys(&self, prefix: &str) -> Result<(), Refused> {
+    pub(crate) fn write_keys(&self, prefix: &str) -> Result<(), ApiError> {
         if self.rights.writes_keys(prefix) { Ok(()) } else { Err(self.denied("key:write", prefix)) }
     }
 
     /// # Errors
     /// If it may not have sessions.
-    pub(crate) fn write_sessions(&self, id: &str) -> Result<(), Refused> {
+    pub(crate) fn write_sessions(&self, id: &str) -> Result<(), ApiError> {
         let may = self.rights.sessions() && !matches!(self.rights, Rights::Read);
         if may { Ok(()) } else { Err(self.denied("session:write", id)) }
     }
 
     /// # Errors
     /// If it may not write a prepared query of a service: that needs the right to register the service.
-    pub(crate) fn write_query(&self, service: &str) -> Result<(), Refused> {
+    pub(crate) fn write_query(&self, service: &str) -> Result<(), ApiError> {
         let may = matches!(self.rights, Rights::All) || self.rights.registers(service);
         if may { Ok(()) } else { Err(self.denied("query:write", service)) }
     }
 
     /// # Errors
     /// If it may not fire events: that needs the right to register any service.
-    pub(crate) fn write_events(&self, name: &str) -> Result<(), Refused> {
+    pub(crate) fn write_events(&self, name: &str) -> Result<(), ApiError> {
         let may = matches!(self.rights, Rights::All) || self.rights.registers_any();
         if may { Ok(()) } else { Err(self.denied("event:write", name)) }
     }
 
     /// # Errors
     /// If it belongs to another data centre.
-    pub(crate) fn read_events(&self) -> Result<(), Refused> {
+    pub(crate) fn read_events(&self) -> Result<(), ApiError> {
         if matches!(self.rights, Rights::Peer(_)) { Err(self.denied("event:read", "")) } else { Ok(()) }
     }
 
     /// # Errors
     /// If its token does not grant the registration of the service.
-    pub fn register(&self, service: &str) -> Result<(), Refused> {
+    pub fn register(&self, service: &str) -> Result<(), ApiError> {
         if self.rights.registers(service) { Ok(()) } else { Err(self.denied("service:write", service)) }
     }
 
     /// Consul's words.
-    pub(crate) fn denied(&self, permission: &str, on: &str) -> Refused {
+    pub(crate) fn denied(&self, permission: &str, on: &str) -> ApiError {
         let who = match self.rights {
             Rights::Token(_) => "this token",
             Rights::All | Rights::Read => "a request without a token (X-Consul-Token)",
             Rights::Peer(_) => "another data centre",
         };
         let text = format!("Permission denied: {who} lacks permission '{permission}' on {on:?}");
-        Refused::new(StatusCode::FORBIDDEN, text)
+        ApiError::new(StatusCode::FORBIDDEN, text)
     }
 }
 

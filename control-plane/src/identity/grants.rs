@@ -1,11 +1,11 @@
 //! Services that a token grants: a token and a certificate contain a few names themselves, and the name of a grant in
-//! the store for many ([`weft_agent::grant`]), so that both stay small.
+//! the store for many ([`weft_identity::grant`]), so that both stay small.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use prost::Message;
-use weft_agent::grant;
+use weft_identity::grant;
 use weft_proto::v1::StoredGrant;
 
 use crate::store::{Error, Op, Shared, Table};

@@ -6,7 +6,6 @@
 
 mod grace;
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,29 +13,28 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use rcgen::KeyPair;
+use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::server::TlsStream;
 use tonic::Status;
 use tonic::transport::server::Connected;
 use weft_core::identity::SpiffeId;
+use weft_identity::certificate::{spiffe_id, validity};
+use weft_identity::provider;
+use weft_identity::verify::{Domains, roots};
+use weft_listen::admission::Admission;
 
 use crate::identity::ca::{Ca, SignedCertificate};
 use crate::identity::rates::Rates;
 use crate::identity::refusals::Refusals;
-use weft_agent::admission::Admission;
 use weft_world::Peering;
 
-/// Namespace and service account of the control plane's own identity.
-pub const CONTROL_PLANE: (&str, &str) = ("weft-system", "weft-control-plane");
 /// Lifetime of the control plane's own certificate; it is renewed at half of it.
 const OWN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
@@ -198,19 +196,9 @@ impl OwnCertificate {
 /// # Errors
 /// If the CA cannot issue it.
 pub(crate) fn own_certificate(ca: &Arc<Ca>) -> Result<Arc<OwnCertificate>> {
-    let id = SpiffeId::new(ca.trust_domain(), CONTROL_PLANE.0, CONTROL_PLANE.1)?.to_string();
+    let id = SpiffeId::control_plane(ca.trust_domain())?.to_string();
     let sign = move |ca: &Ca, key: &KeyPair, lifetime| ca.sign_key(key, &id, &[], SystemTime::now(), lifetime);
     OwnCertificate::renewing(ca.clone(), sign, std::future::pending())
-}
-
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
-}
-
-fn roots(root: CertificateDer<'static>) -> Result<Arc<RootCertStore>> {
-    let mut roots = RootCertStore::empty();
-    roots.add(root)?;
-    Ok(Arc::new(roots))
 }
 
 /// Accepts TLS connections of sidecars on `listener` for as long as the receiver exists. A new sidecar has no
@@ -224,7 +212,7 @@ pub fn accept(
     grace: Duration,
     refusals: Arc<Refusals>,
 ) -> Result<mpsc::Receiver<std::io::Result<PeerStream>>> {
-    let inner = WebPkiClientVerifier::builder_with_provider(roots(ca.root().clone())?, provider())
+    let inner = WebPkiClientVerifier::builder_with_provider(roots([ca.root()])?, provider())
         .allow_unauthenticated()
         .build()
         .context("cannot verify clients")?;
@@ -242,61 +230,12 @@ pub fn accept_peers(
     listener: TcpListener,
     peers: &[Peering],
 ) -> Result<mpsc::Receiver<std::io::Result<PeerStream>>> {
-    let mut verifiers = BTreeMap::new();
+    let mut verifier = Domains::default();
     for peer in peers {
-        let root = roots(CertificateDer::from(peer.root_der.clone()))?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(root, provider()).build()?;
-        verifiers.insert(peer.trust_domain.clone(), verifier);
+        verifier.add(&peer.trust_domain, [&peer.root_der])?;
     }
-    let domains = verifiers.keys().cloned().collect();
-    accept_verified(ca, listener, Arc::new(ByDomain { verifiers, provider: provider() }), domains)
-}
-
-/// Verifies a client by the roots of the trust domain that it claims, and by no other's.
-#[derive(Debug)]
-struct ByDomain {
-    verifiers: BTreeMap<String, Arc<dyn ClientCertVerifier>>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ClientCertVerifier for ByDomain {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        let found = read_certificate(end_entity).map_err(|e| rustls::Error::General(format!("{e:#}")))?;
-        let verifier = self.verifiers.get(found.id.trust_domain());
-        let verifier = verifier.ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
-        verifier.verify_client_cert(end_entity, intermediates, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not used between control planes".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    let domains = peers.iter().map(|peer| peer.trust_domain.clone()).collect();
+    accept_verified(ca, listener, Arc::new(verifier), domains)
 }
 
 /// `domains`: the allowed trust domains of clients.
@@ -308,9 +247,8 @@ fn accept_verified(
 ) -> Result<mpsc::Receiver<std::io::Result<PeerStream>>> {
     let (sender, receiver) = mpsc::channel(64);
     let own = own_certificate(ca)?;
-    let provider = provider();
     let domains = Arc::new(domains);
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+    let mut config = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(own);
@@ -369,20 +307,14 @@ impl PeerStream {
 /// The claims of a certificate: true once it is verified by the root of the trust domain that it names.
 pub(crate) fn read_certificate(leaf: &CertificateDer<'_>) -> Result<PeerCertificate> {
     use x509_parser::extensions::GeneralName;
+    let (id, (_, not_after)) = (spiffe_id(leaf)?, validity(leaf)?);
     let (_, leaf) = x509_parser::parse_x509_certificate(leaf).context("the client certificate cannot be read")?;
-    let names = leaf.subject_alternative_name()?.context("the client certificate has no SPIFFE ID")?;
-    let (mut ids, mut services) = (Vec::new(), Vec::new());
-    for name in &names.value.general_names {
-        match name {
-            GeneralName::URI(uri) => ids.push(*uri),
-            GeneralName::DNSName(service) => services.push((*service).to_owned()),
-            _ => {}
-        }
-    }
-    let [id] = ids[..] else { anyhow::bail!("the client certificate must have one SPIFFE ID, it has {}", ids.len()) };
-    let id: SpiffeId = id.parse()?;
-    let end = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
-    Ok(PeerCertificate { id, services, not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(end) })
+    let names = leaf.subject_alternative_name()?.context("the client certificate has no names")?;
+    let services = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(service) => Some((*service).to_owned()),
+        _ => None,
+    });
+    Ok(PeerCertificate { id, services: services.collect(), not_after })
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
 use weft_proto::v1::RefusedIdentity;
@@ -12,7 +13,11 @@ const MAX_REFUSALS: usize = 1000;
 
 /// Identities whose certificate requests are refused, until one succeeds: shown by `weftctl status`.
 #[derive(Debug, Default)]
-pub struct Refusals(Mutex<BTreeMap<String, Refusal>>);
+pub struct Refusals {
+    held: Mutex<BTreeMap<String, Refusal>>,
+    /// Number of refusals since the start.
+    pub count: Arc<AtomicU64>,
+}
 
 #[derive(Debug)]
 struct Refusal {
@@ -25,6 +30,7 @@ struct Refusal {
 impl Refusals {
     /// Records the refusal of an authenticated identity.
     pub fn add(&self, identity: &str, address: Option<IpAddr>, reason: String) {
+        self.count.fetch_add(1, Ordering::Relaxed);
         let mut all = self.lock();
         if !all.contains_key(identity) && all.len() >= MAX_REFUSALS {
             return;
@@ -55,6 +61,6 @@ impl Refusals {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Refusal>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

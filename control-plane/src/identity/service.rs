@@ -125,9 +125,9 @@ fn bearer<T>(request: &Request<T>) -> Result<Option<&str>, Status> {
 mod tests {
     use rcgen::{CertificateParams, KeyPair};
     use tonic::Code;
+    use weft_identity::token::JoinClaims;
 
     use super::*;
-    use crate::identity::token::Claims;
     use crate::store::embedded::Embedded;
 
     #[tokio::test(start_paused = true)]
@@ -136,7 +136,7 @@ mod tests {
         let tokens = Arc::new(Tokens::new(&[7; 32]));
         let folder = tempfile::tempdir().unwrap();
         let token = |service_account: &str, expires| {
-            tokens.create(&Claims {
+            tokens.create(&JoinClaims {
                 trust_domain: "cluster.local".into(),
                 namespace: "default".into(),
                 service_account: service_account.into(),

@@ -1,34 +1,16 @@
 //! Join tokens, with which a sidecar gets its first certificate, and API tokens, with which a program uses Consul's
 //! API.
 //!
-//! A token is `weft1.<claims>.<signature>`: claims are base64url JSON that the holder reads too (it finds the
-//! fingerprint of the expected root there, so that the first contact is authenticated in both directions), the
-//! signature is HMAC-SHA-256 by a key that only the control plane has. Nothing is stored per token except the services
-//! of one that grants many ([`crate::identity::grants`]). An API token begins with `weftapi1.`, which is signed too:
-//! neither can be used as the other.
+//! Both are signed: HMAC-SHA-256 by a key that only the control plane has, over prefix and claims. The form is
+//! [`weft_identity::token`]'s; an API token begins with `weftapi1.` instead, so that neither can be used as the other. Nothing
+//! is stored per token except the services of one that grants many ([`crate::identity::grants`]).
 
 use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-
-/// The claims of a join token.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Claims {
-    /// Trust domain of the mesh.
-    pub trust_domain: String,
-    /// Namespace of the workload.
-    pub namespace: String,
-    /// Service account of the workload.
-    pub service_account: String,
-    /// Services that it may register, or the name of a grant ([`crate::identity::grants`]).
-    pub services: Vec<String>,
-    /// End, seconds since 1970.
-    pub expires: u64,
-    /// Hex SHA-256 of the root certificate.
-    pub root: String,
-}
+use weft_identity::token::{self, JOIN, JoinClaims};
 
 /// The claims of an API token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,8 +29,6 @@ pub struct ApiClaims {
     pub expires: u64,
 }
 
-/// Prefix of a join token.
-const JOIN: &str = "weft1.";
 /// Prefix of an API token.
 pub(crate) const API: &str = "weftapi1.";
 
@@ -78,7 +58,7 @@ impl Tokens {
     }
 
     /// The join token for `claims`.
-    pub fn create(&self, claims: &Claims) -> String {
+    pub fn create(&self, claims: &JoinClaims) -> String {
         self.sign(JOIN, claims)
     }
 
@@ -88,8 +68,7 @@ impl Tokens {
     }
 
     fn sign(&self, prefix: &str, claims: &impl Serialize) -> String {
-        let json = serde_json::to_vec(claims).unwrap_or_default();
-        let body = format!("{prefix}{}", URL_SAFE_NO_PAD.encode(json));
+        let body = format!("{prefix}{}", token::encode(claims));
         let signature = hmac::sign(&self.key, body.as_bytes());
         format!("{body}.{}", URL_SAFE_NO_PAD.encode(signature))
     }
@@ -98,8 +77,8 @@ impl Tokens {
     ///
     /// # Errors
     /// If the token is invalid; the error gives the reason.
-    pub fn verify(&self, token: &str, now: u64) -> Result<Claims, TokenError> {
-        let claims: Claims = self.claims(JOIN, token)?;
+    pub fn verify(&self, token: &str, now: u64) -> Result<JoinClaims, TokenError> {
+        let claims: JoinClaims = self.claims(JOIN, token)?;
         if claims.expires <= now {
             return Err(TokenError::Expired(now - claims.expires));
         }
@@ -107,7 +86,7 @@ impl Tokens {
     }
 
     /// The claims of a join token of this control plane, even if it has expired: for messages, not for authentication.
-    pub fn unverified(&self, token: &str) -> Option<Claims> {
+    pub fn unverified(&self, token: &str) -> Option<JoinClaims> {
         self.claims(JOIN, token).ok()
     }
 
@@ -130,8 +109,7 @@ impl Tokens {
         let claims = body.strip_prefix(prefix).ok_or(TokenError::Malformed)?;
         let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| TokenError::Malformed)?;
         hmac::verify(&self.key, body.as_bytes(), &signature).map_err(|_| TokenError::Signature)?;
-        let json = URL_SAFE_NO_PAD.decode(claims).map_err(|_| TokenError::Malformed)?;
-        serde_json::from_slice(&json).map_err(|_| TokenError::Malformed)
+        token::decode(claims).map_err(|_| TokenError::Malformed)
     }
 }
 
@@ -141,7 +119,7 @@ mod tests {
 
     #[test]
     fn forged_foreign_and_expired_tokens_are_refused() {
-        let claims = Claims {
+        let claims = JoinClaims {
             trust_domain: "cluster.local".into(),
             namespace: "default".into(),
             service_account: "order-service".into(),
@@ -165,7 +143,7 @@ mod tests {
     #[test]
     fn join_and_api_tokens_are_not_interchangeable() {
         let tokens = Tokens::new(&[1; 32]);
-        let join = Claims {
+        let join = JoinClaims {
             trust_domain: "cluster.local".into(),
             namespace: "default".into(),
             service_account: "order".into(),

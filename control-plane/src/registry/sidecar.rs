@@ -13,11 +13,11 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use weft_agent::entry::group_member;
 use weft_core::clock;
 use weft_proto::v1::registry_request::Kind;
 use weft_proto::v1::registry_server::Registry;
 use weft_proto::v1::{self, RegistryReply, RegistryRequest};
+use weft_registry_api::registration::group_member;
 
 use crate::discovery::Discovery;
 use crate::identity::bounds::{self, Exceeded, Pace};

@@ -1,7 +1,7 @@
-//! Sources of policies: the files of a [`folder`], and the [`api`].
+//! Sources of policies: the files of a [`folder`], the objects of a cluster ([`kubernetes`]), and the [`api`].
 //!
-//! Precedence, the one rule between sources: if several have an object, the policy folder's version applies, else the
-//! API's; a version that its source has withdrawn applies only while no source has the object ([`effective`]). A
+//! Precedence, the one rule between sources: if several have an object, the policy folder's version applies, else that of
+//! Kubernetes, else the API's; a version that its source has withdrawn applies only while no source has the object ([`effective`]). A
 //! further source implements [`PolicySource`] and takes its place in the order in which `State::apply_policies` lists
 //! them.
 //!
@@ -10,6 +10,7 @@
 
 pub mod api;
 pub mod folder;
+pub mod kubernetes;
 
 use std::collections::HashSet;
 use std::sync::Arc;

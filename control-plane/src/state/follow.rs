@@ -6,6 +6,7 @@ use std::sync::Weak;
 
 use prost::Message;
 use tokio::sync::mpsc;
+use weft_core::backoff::jittered;
 use weft_proto::v1::{StoredAlive, StoredInstance, StoredNode, StoredPolicy, StoredSummaries, StoredVirtualIp};
 
 use super::records::{health_of, instance_of, key_of, registration_key};
@@ -34,7 +35,8 @@ pub(super) async fn run(mesh: Weak<Mesh>, mut changes: mpsc::Receiver<Changes>) 
             Ok(watch) => changes = mesh.take_up(watch),
             Err(e) => {
                 tracing::error!("the store cannot be followed: {e}");
-                tokio::time::sleep(RETRY).await;
+                // All control planes lose a store at once.
+                tokio::time::sleep(jittered(2 * RETRY, rand::random())).await;
             }
         }
     }

@@ -21,7 +21,7 @@ mod virtual_ips;
 
 pub use kv::{documents, locks, pairs, txn};
 pub use nodes::Nodes;
-pub use policies::BesideFolder;
+pub use policies::{BesideFolder, Policies};
 pub use topics::Topic;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
@@ -38,6 +38,7 @@ use weft_proto::v1;
 use crate::identity::bounds::Exceeded;
 use crate::sources::api::ApiPolicies;
 use crate::sources::folder::FolderState;
+use crate::sources::kubernetes::KubernetesState;
 use crate::store::batch::{self, Interrupted};
 use crate::store::{self, Condition, Op};
 use topics::Topics;
@@ -188,6 +189,7 @@ struct State {
     /// Pairs in their lock delay, by key in the store.
     delays: HashSet<String>,
     folder: Arc<FolderState>,
+    kubernetes: Arc<KubernetesState>,
     api: ApiPolicies,
     /// World version at which a host last changed, and at which all did.
     host_versions: HashMap<String, u64>,
@@ -248,6 +250,7 @@ impl Mesh {
                 config_entries: documents::Documents::new(watch.revision),
                 delays: HashSet::new(),
                 folder: Arc::default(),
+                kubernetes: Arc::default(),
                 api: ApiPolicies::default(),
                 host_versions: HashMap::new(),
                 all_version: 0,

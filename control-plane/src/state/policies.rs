@@ -9,11 +9,30 @@ use super::{Mesh, State};
 use crate::clock::unix_now;
 use crate::sources::api::record;
 use crate::sources::folder::{FolderState, Surroundings};
+use crate::sources::kubernetes::KubernetesState;
 use crate::sources::{PolicySource, effective};
 use crate::store::batch::Interrupted;
 use crate::store::{Op, Table};
+use weft_kubernetes::Delta;
 use weft_policy::{Document, Problem};
 use weft_world::Changed;
+
+/// The documents of each source, in the order of precedence.
+pub struct Policies {
+    /// Those of the policy folder.
+    pub folder: Vec<Arc<Document>>,
+    /// Those of objects of the cluster.
+    pub kubernetes: Vec<Arc<Document>>,
+    /// Those of the API.
+    pub api: Vec<Arc<Document>>,
+}
+
+impl Policies {
+    /// Those of all sources.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Document>> {
+        self.folder.iter().chain(&self.kubernetes).chain(&self.api)
+    }
+}
 
 impl Mesh {
     /// Sets the folder's documents and the problems of the refused ones.
@@ -32,14 +51,39 @@ impl Mesh {
     /// given the registrations.
     pub fn policy_problems(&self) -> Vec<Problem> {
         let state = self.lock();
-        let refused = state.folder.problems().iter().cloned();
+        let refused = state.folder.problems().iter().chain(state.kubernetes.problems()).cloned();
         refused.chain(weft_world::translate::warnings(&state.world, true)).collect()
     }
 
-    /// The folder's documents and the API's.
-    pub fn policies(&self) -> (Vec<Arc<Document>>, Vec<Arc<Document>>) {
+    /// The documents of each source.
+    pub fn policies(&self) -> Policies {
         let state = self.lock();
-        (state.folder.documents.clone(), state.api.list().cloned().collect())
+        Policies {
+            folder: state.folder.documents.clone(),
+            kubernetes: state.kubernetes.documents.clone(),
+            api: state.api.list().cloned().collect(),
+        }
+    }
+
+    /// Applies a change of the cluster. Instances come before the documents that lead to them.
+    pub fn set_kubernetes(&self, delta: Delta, problems: Vec<Problem>) {
+        let mut state = self.lock();
+        let known: HashSet<&Problem> = state.kubernetes.problems.iter().collect();
+        for problem in problems.iter().filter(|problem| !known.contains(problem)) {
+            tracing::warn!("{problem}");
+        }
+        let now = unix_now();
+        let mut changed = Changed::default();
+        for instance in delta.upserts {
+            changed.merge(&state.world.upsert(instance, now));
+        }
+        for key in &delta.removed {
+            changed.merge(&state.world.remove(key, now));
+        }
+        let documents = delta.documents.unwrap_or_else(|| state.kubernetes.documents.clone());
+        state.kubernetes = Arc::new(KubernetesState { documents, problems });
+        changed.merge(&state.apply_policies());
+        self.publish(&mut state, changed);
     }
 
     /// Documents that no file of the folder has any more, and that still apply.
@@ -77,7 +121,7 @@ impl Mesh {
 impl State {
     /// Sets the policies that apply, of all sources, in the world.
     pub(super) fn apply_policies(&mut self) -> Changed {
-        let sources: [&dyn PolicySource; 2] = [&*self.folder, &self.api];
+        let sources: [&dyn PolicySource; 3] = [&*self.folder, &*self.kubernetes, &self.api];
         self.world.set_policies(effective(&sources), unix_now())
     }
 }
@@ -87,7 +131,9 @@ pub struct BesideFolder(pub Weak<Mesh>);
 
 impl Surroundings for BesideFolder {
     fn documents(&self) -> Vec<Arc<Document>> {
-        self.0.upgrade().map(|mesh| mesh.policies().1).unwrap_or_default()
+        let Some(mesh) = self.0.upgrade() else { return Vec::new() };
+        let Policies { kubernetes, api, .. } = mesh.policies();
+        [kubernetes, api].concat()
     }
 
     fn offers(&self, host: &str) -> bool {

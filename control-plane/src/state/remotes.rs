@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use prost::Message;
-use weft_core::failover::{Failover, Patience};
+use weft_core::failover::{Delays, Failover};
 use weft_proto::v1::{PeerGateway, StoredSummaries, Summaries};
 
 use super::Mesh;
@@ -81,7 +81,7 @@ impl Mesh {
         shares: &mut Shares,
         touched: Option<&BTreeSet<String>>,
         now: Instant,
-        patience: Patience,
+        delays: Delays,
     ) -> bool {
         let mut state = self.lock();
         let world = &state.world;
@@ -106,7 +106,7 @@ impl Mesh {
             for (subset, connected) in there {
                 let home = home.get(subset).copied().unwrap_or_default();
                 let share = shares.entry((host.clone(), subset.to_owned())).or_default();
-                let wanted = share.wanted.next(home, now, patience);
+                let wanted = share.wanted.next(home, now, delays);
                 share.done = if connected || home.healthy == 0 { wanted } else { 0 };
             }
         }

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use prost::Message;
 use tokio::time::Instant;
-use weft_agent::entry::digest;
 use weft_proto::v1::{self, StoredAlive, StoredNode};
+use weft_registry_api::registration::digest;
 
 use super::records::registration_key;
 use super::usage::account;
@@ -346,7 +346,7 @@ impl Mesh {
 
 /// Keeps the lease of this process, for as long as the mesh is in use.
 pub(super) async fn keep_lease(mesh: Weak<Mesh>) {
-    let mut answered = Instant::now();
+    let mut reply = Instant::now();
     loop {
         let Some(pause) = mesh.upgrade().map(|mesh| mesh.lease / 3) else { return };
         tokio::time::sleep(pause).await;
@@ -358,12 +358,12 @@ pub(super) async fn keep_lease(mesh: Weak<Mesh>) {
         };
         match kept {
             Ok(()) => {
-                answered = Instant::now();
+                reply = Instant::now();
                 mesh.cut_off.send_if_modified(|since| since.take().is_some());
             }
             Err(e) => {
                 tracing::error!("cannot tell the store that this control plane is alive: {e}");
-                let late = answered.elapsed() > mesh.lease;
+                let late = reply.elapsed() > mesh.lease;
                 mesh.cut_off.send_if_modified(|since| {
                     let new = late && since.is_none();
                     if new {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 
 use prost::Message;
 use tokio::sync::Notify;
+use weft_core::backoff::jittered;
 use weft_proto::v1::StoredVirtualIp;
 
 use super::{Mesh, RETRY};
@@ -22,7 +23,7 @@ pub(super) async fn keep(mesh: Weak<Mesh>, changed: Arc<Notify>) {
             tracing::error!("virtual IPs could not be kept and are tried again: {e}");
             mesh.lock().world.put_back_virtual_ips(left);
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(jittered(2 * RETRY, rand::random())).await;
         changed.notify_one();
     }
 }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
+use weft_core::backoff::jittered;
 use weft_proto::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use weft_proto::etcd::kv_client::KvClient;
 use weft_proto::etcd::lease_client::LeaseClient;
@@ -138,8 +139,9 @@ impl Etcd {
     {
         let end = tokio::time::Instant::now() + PERSISTENCE;
         loop {
+            let pause = jittered(2 * RETRY, rand::random());
             match self.ask_once(&request).await {
-                Err(Error::Unknown(_)) if tokio::time::Instant::now() + RETRY < end => tokio::time::sleep(RETRY).await,
+                Err(Error::Unknown(_)) if tokio::time::Instant::now() + pause < end => tokio::time::sleep(pause).await,
                 other => return other,
             }
         }
@@ -197,7 +199,7 @@ impl Etcd {
             tracing::warn!("the watch of etcd broke off and is taken up again: {why}");
             self.servers.leave();
             tokio::select! {
-                () = tokio::time::sleep(RETRY) => {}
+                () = tokio::time::sleep(jittered(2 * RETRY, rand::random())) => {}
                 () = changes.closed() => return,
             }
         }
@@ -343,7 +345,7 @@ async fn recover(etcd: Etcd) {
     loop {
         etcd.health.failure().await;
         while etcd.health.problem().is_some() {
-            tokio::time::sleep(RECOVERY).await;
+            tokio::time::sleep(jittered(RECOVERY, rand::random())).await;
             let request = LeaseGrantRequest { ttl: PROBE_TTL };
             let granted = etcd.ask_once(|s| async move { lease(&s).lease_grant(s.request(request)).await }).await;
             if granted.is_ok_and(|granted| granted.error.is_empty()) {

@@ -9,16 +9,16 @@ use std::time::Duration;
 use http::{Method, request};
 use serde_json::json;
 use weft_proto::v1::Instance;
+use weft_registry_api::decode::Fields;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use crate::Agent;
-use crate::answer::{self, Answered};
 use crate::checks::state::{MAX_OUTPUT, Status, Thresholds};
 use crate::checks::target::Own;
 use crate::checks::{Definition, Kind};
-use crate::decode::Fields;
 use crate::definitions;
-use crate::query::Query;
-use crate::refused::Refused;
 
 /// The check that Consul's servers maintain for each node.
 const SERF: &str = "serfHealth";
@@ -32,7 +32,7 @@ pub fn is_write(head: &request::Parts) -> bool {
 
 /// A write for a node.
 #[derive(Debug)]
-pub enum Written {
+pub enum Write {
     /// `catalog/register`: an instance and checks; without either there is no change.
     Register {
         /// The instance, without its checks.
@@ -59,7 +59,7 @@ pub struct Check {
 ///
 /// # Errors
 /// If the write is invalid, in Consul's words if there are any.
-pub fn written(path: &str, body: &[u8], node: &str, datacenter: &str, own: Own) -> Result<Option<Written>, Refused> {
+pub fn parse(path: &str, body: &[u8], node: &str, datacenter: &str, own: Own) -> Result<Option<Write>, ApiError> {
     // A body that is not an object is rejected by the control plane, which handles all other writes.
     let Ok(mut fields) = Fields::of_body("the registration", body) else { return Ok(None) };
     let mut text = |key: &str| fields.text(key).unwrap_or_default();
@@ -67,20 +67,20 @@ pub fn written(path: &str, body: &[u8], node: &str, datacenter: &str, own: Own) 
     if !of.eq_ignore_ascii_case(node) || !(dc.is_empty() || dc == datacenter) {
         return Ok(None);
     }
-    let written = if path.ends_with("/deregister") { removal(&mut fields, node) } else { entry(&mut fields, own) };
-    written.map(Some).map_err(Refused::bad)
+    let write = if path.ends_with("/deregister") { removal(&mut fields, node) } else { entry(&mut fields, own) };
+    write.map(Some).map_err(ApiError::bad_request)
 }
 
-fn removal(fields: &mut Fields, node: &str) -> Result<Written, String> {
+fn removal(fields: &mut Fields, node: &str) -> Result<Write, String> {
     let (service, check) = (fields.text("serviceid")?, fields.text("checkid")?);
     match (service.as_str(), check.as_str()) {
         ("", "") => Err(format!("the node {node} is alive: it leaves the catalog when its sidecar stops")),
-        ("", _) => Ok(Written::Check(check)),
-        (_, _) => Ok(Written::Service(service)),
+        ("", _) => Ok(Write::Check(check)),
+        (_, _) => Ok(Write::Service(service)),
     }
 }
 
-fn entry(fields: &mut Fields, own: Own) -> Result<Written, String> {
+fn entry(fields: &mut Fields, own: Own) -> Result<Write, String> {
     definitions::own_address(&fields.text("address")?, own).map_err(|e| e.replace("service address", "address"))?;
     if fields.means("nodemeta") {
         return Err("NodeMeta: the metadata of this node are the labels of its sidecar (--label)".into());
@@ -94,7 +94,7 @@ fn entry(fields: &mut Fields, own: Own) -> Result<Written, String> {
     let mut given: Vec<Fields> = fields.object("check", "Check")?.into_iter().collect();
     given.extend(fields.objects("checks", "Checks")?);
     let checks = given.into_iter().map(|mut given| check(&mut given)).collect::<Result<Vec<_>, _>>()?;
-    Ok(Written::Register { service, checks: checks.into_iter().filter(|c| c.definition.id != SERF).collect() })
+    Ok(Write::Register { service, checks: checks.into_iter().filter(|c| c.definition.id != SERF).collect() })
 }
 
 fn service(fields: &mut Fields, own: Own) -> Result<Instance, String> {
@@ -141,10 +141,10 @@ fn check(fields: &mut Fields) -> Result<Check, String> {
 ///
 /// # Errors
 /// The registry's reason for refusing it.
-pub async fn write(agent: &Agent, change: Written, query: &Query) -> Result<Answered, Refused> {
+pub async fn apply(agent: &Agent, change: Write, query: &Query) -> Result<Reply, ApiError> {
     let local = &agent.local;
     match change {
-        Written::Register { service, checks } => {
+        Write::Register { service, checks } => {
             if let Some(service) = service {
                 local.register(*service, Vec::new(), false).await?;
             }
@@ -153,16 +153,16 @@ pub async fn write(agent: &Agent, change: Written, query: &Query) -> Result<Answ
             }
         }
         // Deregistering a missing entry is not an error.
-        Written::Service(id) if local.service(&id).is_err() => {}
-        Written::Service(id) => local.deregister(&id).await?,
-        Written::Check(id) if kind_of(agent, &id).is_none() => {}
-        Written::Check(id) => local.deregister_check(&id).await?,
+        Write::Service(id) if local.service(&id).is_err() => {}
+        Write::Service(id) => local.deregister(&id).await?,
+        Write::Check(id) if kind_of(agent, &id).is_none() => {}
+        Write::Check(id) => local.deregister_check(&id).await?,
     }
-    Ok(answer::json(&json!(true), query))
+    Ok(reply::json(&json!(true), query))
 }
 
 /// A probed check keeps its probe's result, as Consul's agent would restore it; other checks take the written status.
-async fn put_check(agent: &Agent, definition: Definition, output: String) -> Result<(), Refused> {
+async fn put_check(agent: &Agent, definition: Definition, output: String) -> Result<(), ApiError> {
     let (id, status) = (definition.id.clone(), definition.initial);
     match kind_of(agent, &id).as_deref() {
         Some("ttl") => {}

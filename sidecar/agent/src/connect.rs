@@ -14,11 +14,10 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use weft_core::renewal::Renewal;
-
-use crate::answer::{self, Answered};
-use crate::grant;
-use crate::query::Query;
-use crate::refused::Refused;
+use weft_identity::grant;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 /// Minimum wait of a query while no certificate is available, unless it sets a shorter one: otherwise clients would
 /// retry in a tight loop.
@@ -88,17 +87,17 @@ impl Leaves {
     ///
     /// # Errors
     /// If the pod may not be that service, or no signer is available and the last certificate has expired.
-    pub async fn answer(&self, service: &str, query: &Query) -> Result<Answered, Refused> {
+    pub async fn answer(&self, service: &str, query: &Query) -> Result<Reply, ApiError> {
         let services = self.signer.services();
         if !services.iter().any(|own| own == service) {
             let text = format!(
                 "Permission denied: this pod is not the service {service:?}, but may be: {}",
                 grant::shown(&services)
             );
-            return Err(Refused::new(StatusCode::FORBIDDEN, text));
+            return Err(ApiError::new(StatusCode::FORBIDDEN, text));
         }
         let mut current = self.current_leaf().await?;
-        if let Some((index, wait)) = query.block().map_err(Refused::bad)?
+        if let Some((index, wait)) = query.block().map_err(ApiError::bad_request)?
             && index == current.index
         {
             let due = match current.due_in() {
@@ -120,10 +119,10 @@ impl Leaves {
             "CreateIndex": current.index,
             "ModifyIndex": current.index,
         });
-        Ok(answer::indexed(&body, current.index, query))
+        Ok(reply::indexed(&body, current.index, query))
     }
 
-    async fn current_leaf(&self) -> Result<CurrentLeaf, Refused> {
+    async fn current_leaf(&self) -> Result<CurrentLeaf, ApiError> {
         // Concurrent requests wait for the same certificate.
         let mut slot = self.slot.lock().await;
         if let Some(current) = slot.current.as_ref().filter(|current| !current.due_in().is_zero()) {
@@ -143,7 +142,7 @@ impl Leaves {
             },
         };
         let good = slot.current.as_ref().filter(|current| SystemTime::now() < current.leaf.not_after).cloned();
-        good.ok_or_else(|| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, why))
+        good.ok_or_else(|| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, why))
     }
 }
 
@@ -210,9 +209,9 @@ mod tests {
         Leaves::new(Arc::new(Authority { left: AtomicU64::new(times), begin }))
     }
 
-    async fn ask(leaves: &Leaves, service: &str, query: &str) -> Result<Value, Refused> {
-        let answered = leaves.answer(service, &Query::parse(query)).await?;
-        Ok(serde_json::from_slice(answered.body()).unwrap())
+    async fn ask(leaves: &Leaves, service: &str, query: &str) -> Result<Value, ApiError> {
+        let reply = leaves.answer(service, &Query::parse(query)).await?;
+        Ok(serde_json::from_slice(reply.body()).unwrap())
     }
 
     #[tokio::test]
@@ -224,8 +223,8 @@ mod tests {
         assert!(order["ValidBefore"].as_str().unwrap().ends_with('Z'), "{order}");
         let cart = ask(&leaves, "cart", "").await.unwrap();
         assert_eq!((&cart["Service"], &cart["SerialNumber"]), (&"cart".into(), &order["SerialNumber"]));
-        let refused = ask(&leaves, "pay", "").await.unwrap_err();
-        assert!(refused.status == 403 && refused.text.contains("may be: order, cart"), "{}", refused.text);
+        let error = ask(&leaves, "pay", "").await.unwrap_err();
+        assert!(error.status == 403 && error.text.contains("may be: order, cart"), "{}", error.text);
     }
 
     #[tokio::test(start_paused = true)]
@@ -255,8 +254,8 @@ mod tests {
         let over = leaves(1, Duration::from_secs(61));
         ask(&over, "order", "").await.unwrap();
         tokio::time::advance(Duration::from_secs(31)).await;
-        let refused = ask(&over, "order", "").await.unwrap_err();
-        assert!(refused.status == 500 && refused.text.contains("no signer available"), "{}", refused.text);
+        let error = ask(&over, "order", "").await.unwrap_err();
+        assert!(error.status == 500 && error.text.contains("no signer available"), "{}", error.text);
     }
 
     #[tokio::test(start_paused = true)]
@@ -284,8 +283,8 @@ mod tests {
         let signer = Arc::new(Refusing(AtomicU64::new(0)));
         let leaves = Leaves::new(signer.clone());
         for _ in 0..20 {
-            let refused = ask(&leaves, "order", "").await.unwrap_err();
-            assert!(refused.text.contains("too often"), "{}", refused.text);
+            let error = ask(&leaves, "order", "").await.unwrap_err();
+            assert!(error.text.contains("too often"), "{}", error.text);
         }
         assert_eq!(signer.0.load(Ordering::Relaxed), 1);
         tokio::time::advance(MIN_RETRY).await;

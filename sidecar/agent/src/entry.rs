@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use weft_proto::v1::{self, Instance};
-use xxhash_rust::xxh64::xxh64;
 
 use crate::checks::state::State;
 use crate::checks::{Definition, Kind};
@@ -17,12 +16,6 @@ pub struct RegisteredService {
     pub service: Instance,
     /// Whether it was registered by `--service` instead of the API.
     pub command_line: bool,
-}
-
-/// A digest of service ids in any order: sidecar and registry use it to compare the registrations of a node.
-pub fn digest<'a>(service_ids: impl Iterator<Item = &'a str>) -> u64 {
-    // The number of ids is included, so that the sums of one and of no id differ even for a hash of 0.
-    service_ids.fold(0, |sum: u64, id| sum.wrapping_add(xxh64(id.as_bytes(), 0)).wrapping_add(1))
 }
 
 /// A registered check.
@@ -94,14 +87,6 @@ pub fn wire(definition: &Definition, state: &State) -> v1::Check {
 /// The id of the service on the command line.
 pub fn command_line_id(service: &str, port: u16) -> String {
     format!("{service}-{port}")
-}
-
-/// The id under which a sidecar joins a WorkloadGroup; it joins at most one.
-pub const GROUP_ID: &str = "_workload-group";
-
-/// The registration of a sidecar that joins a WorkloadGroup.
-pub fn group_member(group: &str) -> Instance {
-    Instance { service_id: GROUP_ID.to_owned(), group: group.to_owned(), ..Default::default() }
 }
 
 /// The registration of the service on the command line.

@@ -18,10 +18,10 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::Status;
 use weft_proto::v1::{Answer, Question};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::{Query, without};
+use weft_registry_api::reply::{self, Reply};
 
-use crate::answer::{self, Answered};
-use crate::query::{Query, without};
-use crate::refused::Refused;
 use memory::{Key, Memory};
 
 /// Concurrent blocking queries: each is a stream of the single connection to the control plane, which allows 200.
@@ -80,7 +80,7 @@ impl Forwarder {
     ///
     /// # Errors
     /// If the control plane is unavailable and no cached answer exists, or too many queries wait.
-    pub async fn pass(&self, head: &request::Parts, query: &Query, body: Bytes) -> Result<Answered, Refused> {
+    pub async fn pass(&self, head: &request::Parts, query: &Query, body: Bytes) -> Result<Reply, ApiError> {
         let mut question = Question {
             method: head.method.as_str().to_owned(),
             path: head.uri.path().to_owned(),
@@ -94,7 +94,7 @@ impl Forwarder {
         }
         let key = [question.path.clone(), without(&question.query, &["index", "wait", "hash"])].into_iter();
         let key: Key = key.chain(HEADERS.map(|name| header(head, name).unwrap_or_default())).collect();
-        let block = query.block().map_err(Refused::bad)?;
+        let block = query.block().map_err(ApiError::bad_request)?;
         question.query = without(&question.query, &["index", "wait"]);
         let found = match block {
             None => self.read_known(&key, question, query).await,
@@ -109,10 +109,10 @@ impl Forwarder {
         question: Question,
         (index, wait): (u64, Duration),
         query: &Query,
-    ) -> Result<TimedAnswer, Refused> {
+    ) -> Result<TimedAnswer, ApiError> {
         let _permit = self.0.blocking.try_acquire().map_err(|_| {
             let text = format!("{BLOCKING} blocking queries are waiting already");
-            Refused::new(StatusCode::TOO_MANY_REQUESTS, text)
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, text)
         })?;
         let end = Instant::now() + wait;
         loop {
@@ -137,7 +137,7 @@ impl Forwarder {
 
     /// A read that does not block. If an answer is cached, it is used after [`HEDGE`], or at once while the source is
     /// slow.
-    async fn read_known(&self, key: &Key, question: Question, query: &Query) -> Result<TimedAnswer, Refused> {
+    async fn read_known(&self, key: &Key, question: Question, query: &Query) -> Result<TimedAnswer, ApiError> {
         if query.has("consistent") || self.0.remembered(key).is_none() {
             return self.read(key, question, PATIENCE, query).await;
         }
@@ -176,7 +176,7 @@ impl Forwarder {
         question: Question,
         limit: Duration,
         query: &Query,
-    ) -> Result<TimedAnswer, Refused> {
+    ) -> Result<TimedAnswer, ApiError> {
         let path = question.path.clone();
         match self.once(question, limit).await {
             Ok(answer) => {
@@ -224,19 +224,19 @@ impl Inner {
 }
 
 /// The error in Consul's words; clients of Eureka then try another server, if they know one.
-fn unavailable(path: &str) -> Refused {
+fn unavailable(path: &str) -> ApiError {
     if path.starts_with(EUREKA) {
         let text = "the control plane is unavailable, and no earlier answer is cached";
-        return Refused::new(StatusCode::SERVICE_UNAVAILABLE, text);
+        return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text);
     }
-    Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "No cluster leader")
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "No cluster leader")
 }
 
 fn header(head: &request::Parts, name: &str) -> Option<String> {
     head.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
 
-fn response(answer: &Answer, age: Option<Duration>) -> Answered {
+fn response(answer: &Answer, age: Option<Duration>) -> Reply {
     let mut response = Response::new(answer.body.clone());
     let status = u16::try_from(answer.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
     *response.status_mut() = status.unwrap_or(StatusCode::BAD_GATEWAY);
@@ -246,10 +246,10 @@ fn response(answer: &Answer, age: Option<Duration>) -> Answered {
         }
     }
     if let Some(age) = age {
-        answer::set(&mut response, "x-cache", "HIT");
-        answer::set(&mut response, "age", &age.as_secs().to_string());
-        answer::set(&mut response, "x-consul-knownleader", "false");
-        answer::set(&mut response, "x-consul-lastcontact", &age.as_millis().to_string());
+        reply::set(&mut response, "x-cache", "HIT");
+        reply::set(&mut response, "age", &age.as_secs().to_string());
+        reply::set(&mut response, "x-consul-knownleader", "false");
+        reply::set(&mut response, "x-consul-lastcontact", &age.as_millis().to_string());
     }
     response
 }
@@ -303,19 +303,19 @@ mod tests {
     }
 
     impl Forwarder {
-        async fn request(&self, method: &str, uri: &str, token: &str) -> Result<Answered, Refused> {
+        async fn request(&self, method: &str, uri: &str, token: &str) -> Result<Reply, ApiError> {
             let request = Request::builder().method(method).uri(uri).header("x-consul-token", token);
             let (head, ()) = request.header("cookie", "no").body(()).unwrap().into_parts();
             self.pass(&head, &Query::parse(head.uri.query().unwrap_or_default()), Bytes::from("body")).await
         }
 
-        async fn get(&self, uri: &str) -> Result<Answered, Refused> {
+        async fn get(&self, uri: &str) -> Result<Reply, ApiError> {
             self.request("GET", uri, "").await
         }
     }
 
-    fn age(answered: Result<Answered, Refused>) -> Option<String> {
-        answered.unwrap().headers().get("age").map(|age| age.to_str().unwrap().to_owned())
+    fn age(reply: Result<Reply, ApiError>) -> Option<String> {
+        reply.unwrap().headers().get("age").map(|age| age.to_str().unwrap().to_owned())
     }
 
     #[tokio::test(start_paused = true)]
@@ -331,8 +331,8 @@ mod tests {
         assert_eq!(age(cached), Some("3".into()));
         for other in ["/v1/health/service/b?passing", "/v1/health/service/a", "/v1/health/service/a?passing&consistent"]
         {
-            let refused = forwarder.get(other).await.unwrap_err();
-            assert_eq!((refused.status.as_u16(), refused.text.as_str()), (500, "No cluster leader"), "{other}");
+            let error = forwarder.get(other).await.unwrap_err();
+            assert_eq!((error.status.as_u16(), error.text.as_str()), (500, "No cluster leader"), "{other}");
         }
         assert!(forwarder.request("GET", "/v1/health/service/a?passing", "other").await.is_err(), "another token");
         // A client with the cached index waits as usual; another one is answered at once.
@@ -364,19 +364,19 @@ mod tests {
         fake.hangs.store(true, Ordering::Relaxed);
         let took = async |uri: &str| {
             let start = Instant::now();
-            let answered = forwarder.get(uri).await;
-            (start.elapsed(), answered)
+            let reply = forwarder.get(uri).await;
+            (start.elapsed(), reply)
         };
-        let (elapsed, answered) = took("/v1/catalog/services").await;
+        let (elapsed, reply) = took("/v1/catalog/services").await;
         assert_eq!(elapsed, HEDGE);
-        let headers = answered.unwrap().headers().clone();
+        let headers = reply.unwrap().headers().clone();
         assert_eq!(
             (headers["x-consul-knownleader"].as_bytes(), headers["x-consul-lastcontact"].as_bytes()),
             (&b"false"[..], &b"500"[..])
         );
         for _ in 0..50 {
-            let (elapsed, answered) = took("/v1/catalog/services").await;
-            assert_eq!((elapsed, age(answered)), (Duration::ZERO, Some("0".to_owned())));
+            let (elapsed, reply) = took("/v1/catalog/services").await;
+            assert_eq!((elapsed, age(reply)), (Duration::ZERO, Some("0".to_owned())));
         }
         tokio::task::yield_now().await;
         assert_eq!(fake.questions.lock().unwrap().len(), 3, "one read checks whether it has recovered");
@@ -401,8 +401,8 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10_500)).await;
             fake.unavailable.store(false, Ordering::Relaxed);
         };
-        let (answered, ()) = tokio::join!(forwarder.get("/v1/catalog/services?index=7&wait=30s"), back);
-        assert_eq!((age(answered), start.elapsed()), (None, Duration::from_secs(30)));
+        let (reply, ()) = tokio::join!(forwarder.get("/v1/catalog/services?index=7&wait=30s"), back);
+        assert_eq!((age(reply), start.elapsed()), (None, Duration::from_secs(30)));
         // Its attempts are one to two seconds apart.
         let last = fake.questions.lock().unwrap().last().unwrap().query.clone();
         let left = last.strip_prefix("index=7&wait=").and_then(|left| left.strip_suffix("ms")).unwrap();
@@ -446,8 +446,8 @@ mod tests {
         }
         fake.unavailable.store(true, Ordering::Relaxed);
         for method in ["PUT", "DELETE", "GET"] {
-            let refused = forwarder.request(method, "/v1/kv/a?cas=1", "secret").await.unwrap_err();
-            assert_eq!(refused.text, "No cluster leader", "{method}");
+            let error = forwarder.request(method, "/v1/kv/a?cas=1", "secret").await.unwrap_err();
+            assert_eq!(error.text, "No cluster leader", "{method}");
         }
     }
 

@@ -15,10 +15,10 @@ use http::StatusCode;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use weft_proto::v1::{self, Instance};
+use weft_registry_api::error::ApiError;
 
 use super::entry::{Entry, RegisteredService, Task, is_same, new_state, wire};
 use super::persistence::SavedCheckState;
-use super::refused::Refused;
 use super::upstream::Upstream;
 use crate::checks::state::{State, Status, Update};
 use crate::checks::target::Own;
@@ -123,9 +123,9 @@ impl Local {
     }
 
     /// A registered service.
-    pub fn service(&self, id: &str) -> Result<Instance, Refused> {
+    pub fn service(&self, id: &str) -> Result<Instance, ApiError> {
         let registrations = self.lock();
-        registrations.services.get(id).map(|one| one.service.clone()).ok_or_else(|| Refused::unknown_service(id))
+        registrations.services.get(id).map(|one| one.service.clone()).ok_or_else(|| ApiError::unknown_service(id))
     }
 
     /// Number of checks that their applications report, and of those with an overdue report.
@@ -159,7 +159,7 @@ impl Local {
         self: &Arc<Self>,
         service: Instance,
         check: Option<Definition>,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), ApiError> {
         let writing = self.writer.lock().await;
         let same = self.lock().services.values().any(|one| !one.command_line && is_same(&one.service, &service));
         if same {
@@ -182,7 +182,7 @@ impl Local {
         mut service: Instance,
         mut checks: Vec<Definition>,
         replace_checks: bool,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), ApiError> {
         let writing = self.writer.lock().await;
         // The same port on the command line is the same endpoint; this registration has more details.
         let replaced = {
@@ -226,13 +226,13 @@ impl Local {
         new: RegisteredService,
         checks: Vec<Definition>,
         replace_checks: bool,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), ApiError> {
         if self.closed.load(Ordering::Relaxed) {
             let text = "this pod is shutting down and accepts no registrations";
-            return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, text));
+            return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text));
         }
         checks.iter().try_for_each(|check| self.may_run(check))?;
-        self.upstream.may_register(&new.service.service).map_err(Refused::upstream)?;
+        self.upstream.may_register(&new.service.service).map_err(ApiError::upstream)?;
         let id = new.service.service_id.clone();
         let now = Instant::now();
         let given: BTreeMap<String, Definition> = checks.into_iter().map(|c| (c.id.clone(), c)).collect();
@@ -243,12 +243,14 @@ impl Local {
             if registrations.checks.len() + more > LIMIT
                 || (!registrations.services.contains_key(&id) && registrations.services.len() >= LIMIT)
             {
-                return Err(Refused::bad(format!("one agent holds at most {LIMIT} services and {LIMIT} checks")));
+                return Err(ApiError::bad_request(format!(
+                    "one agent holds at most {LIMIT} services and {LIMIT} checks"
+                )));
             }
             if let Some(other) =
                 given.keys().find(|c| registrations.checks.get(*c).is_some_and(|e| e.definition.service_id != id))
             {
-                return Err(Refused::bad(format!("the check ID {other:?} is in use by another service")));
+                return Err(ApiError::bad_request(format!("the check ID {other:?} is in use by another service")));
             }
             let own = registrations.checks.values().filter(|e| e.definition.service_id == id);
             let (stay, gone): (Vec<_>, Vec<_>) =
@@ -300,10 +302,10 @@ impl Local {
     ///
     /// # Errors
     /// If it does not exist.
-    pub async fn deregister(&self, id: &str) -> Result<(), Refused> {
+    pub async fn deregister(&self, id: &str) -> Result<(), ApiError> {
         let writing = self.writer.lock().await;
         if !self.remove(id) {
-            return Err(Refused::unknown_service(id));
+            return Err(ApiError::unknown_service(id));
         }
         self.save(&writing).await;
         self.upstream.deregister(id, ACK_WAIT).await;

@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 use weft_proto::v1::Instance;
+use weft_registry_api::shapes;
 
 use super::definitions;
 use super::entry::{Entry, RegisteredService};
-use super::shapes;
 use crate::checks::state::{State, Status};
 use crate::checks::target::Own;
 use crate::checks::{Definition, Kind, Place};

@@ -5,24 +5,24 @@ use std::time::Duration;
 use http::StatusCode;
 use serde_json::{Value, json};
 use weft_proto::v1::Instance;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply, by, filtered};
 
-use super::answer::{self, Answered, by, filtered};
-use super::query::Query;
-use super::refused::Refused;
 use super::{Agent, shapes};
 
 /// `agent/services`
-pub fn agent_services(agent: &Agent, query: &Query) -> Result<Answered, Refused> {
+pub fn agent_services(agent: &Agent, query: &Query) -> Result<Reply, ApiError> {
     let (services, datacenter) = (agent.local.services(), agent.datacenter.name());
     let items = filtered(services.iter().map(|service| shapes::agent_service(service, &datacenter)), query)?;
-    Ok(answer::json(&by(items, "ID"), query))
+    Ok(reply::json(&by(items, "ID"), query))
 }
 
 /// `agent/service/:id`, which blocks on a hash instead of an index.
-pub async fn agent_service(agent: &Agent, id: &str, query: &Query) -> Result<Answered, Refused> {
+pub async fn agent_service(agent: &Agent, id: &str, query: &Query) -> Result<Reply, ApiError> {
     let known = query.value("hash").filter(|hash| !hash.is_empty());
     let wait = Query::parse(&format!("index=1&wait={}", query.value("wait").unwrap_or_default()));
-    let wait = wait.block().map_err(Refused::bad)?.map_or(Duration::ZERO, |(_, wait)| wait);
+    let wait = wait.block().map_err(ApiError::bad_request)?.map_or(Duration::ZERO, |(_, wait)| wait);
     let end = tokio::time::Instant::now() + wait;
     let mut changed = agent.local.changed();
     loop {
@@ -35,38 +35,38 @@ pub async fn agent_service(agent: &Agent, id: &str, query: &Query) -> Result<Ans
             if let Some(map) = item.as_object_mut() {
                 map.insert("ContentHash".into(), json!(hash));
             }
-            let mut answer = answer::json(&item, query);
-            answer::set(&mut answer, "x-consul-contenthash", &hash);
+            let mut answer = reply::json(&item, query);
+            reply::set(&mut answer, "x-consul-contenthash", &hash);
             return Ok(answer);
         }
     }
 }
 
 /// `agent/checks`
-pub fn agent_checks(agent: &Agent, query: &Query) -> Result<Answered, Refused> {
+pub fn agent_checks(agent: &Agent, query: &Query) -> Result<Reply, ApiError> {
     let services = agent.local.services();
     let items = agent.local.checks().into_iter().map(|check| {
         let of = services.iter().find(|s| s.service_id == check.service_id);
         let (name, tags) = of.map_or(("", &[][..]), |s| (&s.service, &s.tags));
         shapes::check(&agent.node, &check, name, tags, (0, 0))
     });
-    Ok(answer::json(&by(filtered(items, query)?, "CheckID"), query))
+    Ok(reply::json(&by(filtered(items, query)?, "CheckID"), query))
 }
 
 /// `agent/health/service/id/:id`: the status code reflects the service's health, for clients that ignore the body.
-pub fn agent_health_of_id(agent: &Agent, id: &str, query: &Query) -> Result<Answered, Refused> {
+pub fn agent_health_of_id(agent: &Agent, id: &str, query: &Query) -> Result<Reply, ApiError> {
     let service = agent.local.service(id)?;
     let (status, item) = agent_health(agent, &service);
     Ok(health_answer(status, &item, query))
 }
 
 /// `agent/health/service/name/:name`: all services with this name, and the worst health among them.
-pub fn agent_health_of_name(agent: &Agent, name: &str, query: &Query) -> Result<Answered, Refused> {
+pub fn agent_health_of_name(agent: &Agent, name: &str, query: &Query) -> Result<Reply, ApiError> {
     let of_name = agent.local.services().into_iter().filter(|s| s.service == name);
     let (statuses, items): (Vec<_>, Vec<_>) = of_name.map(|service| agent_health(agent, &service)).unzip();
     let worst = HEALTH.into_iter().rfind(|status| statuses.contains(status));
     let worst =
-        worst.ok_or_else(|| Refused::new(StatusCode::NOT_FOUND, format!("no service {name:?} is registered here")))?;
+        worst.ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, format!("no service {name:?} is registered here")))?;
     Ok(health_answer(worst, &Value::Array(items), query))
 }
 
@@ -93,10 +93,10 @@ fn agent_health(agent: &Agent, instance: &Instance) -> (&'static str, Value) {
     )
 }
 
-fn health_answer(status: &str, items: &Value, query: &Query) -> Answered {
+fn health_answer(status: &str, items: &Value, query: &Query) -> Reply {
     let mut answer = match query.value("format") {
-        Some("text") => answer::text(status.to_owned()),
-        _ => answer::json(items, query),
+        Some("text") => reply::text(status.to_owned()),
+        _ => reply::json(items, query),
     };
     *answer.status_mut() = match status {
         "passing" => StatusCode::OK,

@@ -2,8 +2,7 @@
 //! forwarded.
 
 use http::Method;
-
-use crate::query::unescape;
+use weft_registry_api::query::unescape;
 
 /// An endpoint with its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,10 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value, json};
-
-use crate::answer::{self, Answered};
-use crate::query::Query;
-use crate::refused::Refused;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 /// Returns all metrics as OpenMetrics text.
 pub type Exposition = Arc<dyn Fn() -> String + Send + Sync>;
@@ -20,16 +19,16 @@ pub type Exposition = Arc<dyn Fn() -> String + Send + Sync>;
 ///
 /// # Errors
 /// If the format is another.
-pub fn metrics(exposition: &Exposition, query: &Query) -> Result<Answered, Refused> {
+pub fn metrics(exposition: &Exposition, query: &Query) -> Result<Reply, ApiError> {
     match query.value("format").unwrap_or_default() {
-        "" => Ok(answer::json(&to_json(&exposition(), SystemTime::now()), query)),
+        "" => Ok(reply::json(&to_json(&exposition(), SystemTime::now()), query)),
         "prometheus" => {
-            let mut answered = answer::text(exposition());
+            let mut reply = reply::text(exposition());
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            answer::set(&mut answered, "content-type", kind);
-            Ok(answered)
+            reply::set(&mut reply, "content-type", kind);
+            Ok(reply)
         }
-        other => Err(Refused::bad(format!("Invalid format {other:?}: use prometheus, or omit it for JSON"))),
+        other => Err(ApiError::bad_request(format!("Invalid format {other:?}: use prometheus, or omit it for JSON"))),
     }
 }
 

@@ -10,10 +10,10 @@ use futures::future::BoxFuture;
 use http::Response;
 use http_body_util::{BodyExt, Full};
 use serde_json::Value;
+use weft_listen::server::{MAX_BODY, handle};
 use weft_proto::v1::{self, Answer, Instance, Question};
 
 use super::forward::Source;
-use super::listen::{MAX_BODY, handle};
 use super::*;
 use crate::checks::tests::Plain;
 use crate::upstream::Upstream;
@@ -41,7 +41,7 @@ pub(crate) fn pod() -> Pod {
 struct Accepting;
 
 impl Upstream for Accepting {
-    fn register(&self, _: Instance) -> BoxFuture<'_, Result<(), Refused>> {
+    fn register(&self, _: Instance) -> BoxFuture<'_, Result<(), ApiError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 

@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use weft_proto::v1::{Check, Instance};
-
-use crate::refused::Refused;
+use weft_registry_api::error::ApiError;
 
 /// Registers services and checks in the mesh.
 pub trait Upstream: Send + Sync + 'static {
     /// Registers or changes an instance. If the registry is unavailable, the registration is stored and sent later,
     /// which is not an error. The error is the registry's reason for refusing it, or a missing answer.
-    fn register(&self, instance: Instance) -> BoxFuture<'_, Result<(), Refused>>;
+    fn register(&self, instance: Instance) -> BoxFuture<'_, Result<(), ApiError>>;
 
     /// Deregisters an instance, and waits until its callers know, for at most `wait`.
     fn deregister<'a>(&'a self, service_id: &'a str, wait: Duration) -> BoxFuture<'a, ()>;

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderValue, Method};
-use weft_core::balance::{Balancer, Here};
+use weft_core::balance::{Balancer, Inputs};
 use weft_core::endpoint::{Endpoint, for_cluster};
 use weft_core::http1::{Framing, Limits, parse_request, write_request};
 use weft_core::limits::ClusterLimits;
-use weft_core::locality::Place;
+use weft_core::locality::Location;
 use weft_core::policy::Cluster;
 use weft_core::request::RequestView;
 use weft_core::service::Service;
@@ -55,7 +55,7 @@ fn endpoints(count: usize) -> Vec<v1::Endpoint> {
 
 #[allow(clippy::disallowed_methods, reason = "a benchmark takes the time from the system")]
 fn balancer_of(cluster: &Cluster, endpoints: &[Arc<Endpoint>], previous: Option<&Balancer>) -> Balancer {
-    Balancer::new(cluster, endpoints, Here { place: &Place::default(), now: Instant::now() }, previous)
+    Balancer::new(cluster, endpoints, Inputs { location: &Location::default(), now: Instant::now() }, previous)
 }
 
 fn compiled(cluster: &Cluster, endpoints: Vec<v1::Endpoint>, old: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {

@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 /// Skew above which the difference is logged.
-pub const WORTH_A_WORD: Duration = Duration::from_secs(5);
+pub const SKEW_THRESHOLD: Duration = Duration::from_secs(5);
 /// A certificate is backdated by this much, so that a verifier's clock may be behind; by less if its lifetime is only
 /// minutes.
 pub const TOLERANCE: Duration = Duration::from_secs(60);
@@ -37,7 +37,7 @@ pub fn breaks_handshakes(ahead_ms: i64, lifetime: Duration) -> bool {
 }
 
 /// The skew as text: "13 h 5 min ahead of", "4.2 s behind".
-pub fn words(ahead_ms: i64) -> String {
+pub fn describe(ahead_ms: i64) -> String {
     let (ms, way) = (ahead_ms.unsigned_abs(), if ahead_ms < 0 { "behind" } else { "ahead of" });
     let s = (ms + 500) / 1000;
     let (min, h) = (s / 60, s / 3600);
@@ -82,9 +82,9 @@ mod tests {
     fn skew_is_formatted_for_logs() {
         let cases = [(-4_200, "4.2 s behind"), (90_000, "1 min 30 s ahead of"), (46_800_000, "13 h 0 min ahead of")];
         for (ms, text) in cases {
-            assert_eq!(words(ms), text);
+            assert_eq!(describe(ms), text);
         }
-        assert_eq!(words(-200_000_000), "2 days 7 h behind");
-        assert_eq!(words(46_799_900), "13 h 0 min ahead of");
+        assert_eq!(describe(-200_000_000), "2 days 7 h behind");
+        assert_eq!(describe(46_799_900), "13 h 0 min ahead of");
     }
 }

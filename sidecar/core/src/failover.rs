@@ -31,7 +31,7 @@ impl Capacity {
 
 /// Delays before the share changes; without healthy local instances it changes at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
+pub struct Delays {
     /// Delay before more requests leave after capacity was lost: an instance that is only starting is not a loss.
     pub away: Duration,
     /// Delay before requests return after capacity was gained.
@@ -55,7 +55,7 @@ struct Trend {
 
 impl Failover {
     /// Updates the remote share, in percent of the requests, from the local capacity.
-    pub fn next(&mut self, home: Capacity, now: Instant, patience: Patience) -> u32 {
+    pub fn next(&mut self, home: Capacity, now: Instant, delays: Delays) -> u32 {
         let wanted = home.shortfall();
         if wanted == self.share || wanted == 100 {
             *self = Failover { share: wanted, trend: None };
@@ -69,7 +69,7 @@ impl Failover {
             Some(trend) => Trend { nearest: trend.nearest.max(wanted), ..trend },
         };
         self.trend = Some(trend);
-        let hold = if away { patience.away } else { patience.back };
+        let hold = if away { delays.away } else { delays.back };
         if now.saturating_duration_since(trend.since) >= hold {
             self.share = trend.nearest;
             // A larger change has to persist for the same delay.
@@ -88,7 +88,7 @@ impl Failover {
 mod tests {
     use super::*;
 
-    const PATIENCE: Patience = Patience { away: Duration::from_secs(10), back: Duration::from_secs(30) };
+    const DELAYS: Delays = Delays { away: Duration::from_secs(10), back: Duration::from_secs(30) };
 
     fn of(healthy: u32, total: u32) -> Capacity {
         Capacity { healthy, total }
@@ -110,7 +110,7 @@ mod tests {
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let mut failover = Failover::default();
         let mut next = |home, seconds| {
-            let share = failover.next(home, at(seconds), PATIENCE);
+            let share = failover.next(home, at(seconds), DELAYS);
             (share, failover.is_waiting())
         };
         assert_eq!(next(of(3, 3), 0), (0, false));
@@ -132,7 +132,7 @@ mod tests {
         let start = crate::outlier::tests::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let mut failover = Failover::default();
-        let mut next = |home, seconds| failover.next(home, at(seconds), PATIENCE);
+        let mut next = |home, seconds| failover.next(home, at(seconds), DELAYS);
         // A second instance is starting.
         assert_eq!((next(of(1, 1), 0), next(of(1, 2), 1), next(of(1, 2), 9), next(of(2, 2), 10)), (0, 0, 0, 0));
         assert_eq!((next(of(1, 2), 11), next(of(1, 2), 20), next(of(1, 2), 21)), (0, 0, 30));

@@ -28,8 +28,8 @@ pub struct Server {
     /// Listening port.
     pub port: u16,
     /// Protocol of the port.
-    pub protocol: Speaks,
-    /// Set with [`Speaks::Https`].
+    pub protocol: ServerProtocol,
+    /// Set with [`ServerProtocol::Https`].
     pub tls: Option<TlsTermination>,
     /// Redirect requests to the same address under https.
     pub https_redirect: bool,
@@ -37,7 +37,7 @@ pub struct Server {
     pub hosts: Vec<Arc<str>>,
     /// Domains and the services that hold their routes.
     pub virtual_hosts: Vec<(Arc<str>, Arc<str>)>,
-    /// With [`Speaks::Tls`]: the server name identifies an exported service, see [`MeshServerName`].
+    /// With [`ServerProtocol::Tls`]: the server name identifies an exported service, see [`MeshServerName`].
     pub auto_passthrough: bool,
 }
 
@@ -55,7 +55,7 @@ impl Server {
 
 /// Protocol of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Speaks {
+pub enum ServerProtocol {
     /// HTTP/1 and 2.
     Http,
     /// HTTP in TLS that is terminated by the gateway.
@@ -234,7 +234,7 @@ mod tests {
             name: name.into(),
             bind: None,
             port: 443,
-            protocol: Speaks::Tls,
+            protocol: ServerProtocol::Tls,
             tls: None,
             https_redirect: false,
             hosts: hosts.iter().map(|host| Arc::from(*host)).collect(),
@@ -290,7 +290,7 @@ mod tests {
     fn sidecars_reach_all_mesh_servers_by_the_gateway_services_name() {
         let with = |name: &str, hosts: &[&str], certificate: ServerCertificate| {
             let tls = Some(TlsTermination { certificate, client_names: Vec::new() });
-            Arc::new(Server { tls, protocol: Speaks::Https, ..Arc::unwrap_or_clone(server(name, hosts, &[])) })
+            Arc::new(Server { tls, protocol: ServerProtocol::Https, ..Arc::unwrap_or_clone(server(name, hosts, &[])) })
         };
         let files = ServerCertificate::Files(Termination {
             certificates: Vec::new(),

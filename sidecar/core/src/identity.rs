@@ -21,14 +21,27 @@ pub struct SpiffeId {
 #[error("not an identity of the form spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>: {0}")]
 pub struct IdentityError(&'static str);
 
-const SCHEME: &str = "spiffe://";
+/// Begin of every SPIFFE ID. A trust domain alone is its root's identity.
+pub const SCHEME: &str = "spiffe://";
+/// Namespace and service account of the control plane.
+const CONTROL_PLANE: (&str, &str) = ("weft-system", "weft-control-plane");
 /// Maximum length of an identity in the SPIFFE specification, in bytes.
 const MAX_LENGTH: usize = 2048;
+
+/// The text of an identity with these parts, not checked.
+pub fn uri(trust_domain: &str, namespace: &str, service_account: &str) -> String {
+    format!("{SCHEME}{trust_domain}/ns/{namespace}/sa/{service_account}")
+}
 
 impl SpiffeId {
     /// Composes an identity from its parts; fails as [`FromStr`] does.
     pub fn new(trust_domain: &str, namespace: &str, service_account: &str) -> Result<Self, IdentityError> {
-        format!("{SCHEME}{trust_domain}/ns/{namespace}/sa/{service_account}").parse()
+        uri(trust_domain, namespace, service_account).parse()
+    }
+
+    /// The identity of the control plane of a trust domain; fails as [`FromStr`] does.
+    pub fn control_plane(trust_domain: &str) -> Result<Self, IdentityError> {
+        SpiffeId::new(trust_domain, CONTROL_PLANE.0, CONTROL_PLANE.1)
     }
 
     /// The whole identity, as in the URI SAN of a certificate.

@@ -7,6 +7,7 @@
 //! The path of a request: [`names`] (service), [`route`] (route and destination), [`filter`], [`limits`], [`hash`] and [`balance`]
 //! (endpoint), [`outcome`] (result of the attempt), [`outlier`], [`retry`] and, for local replies, [`reply`].
 
+pub mod backoff;
 pub mod balance;
 pub mod clock;
 pub mod compile;
@@ -19,6 +20,7 @@ pub mod flag;
 pub mod gateway;
 pub mod hash;
 pub mod headers;
+pub mod hex;
 pub mod http1;
 pub mod identity;
 pub mod inbound;

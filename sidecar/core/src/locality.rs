@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 /// Location of a proxy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct Location {
     /// `region/zone/subzone`; empty: unknown.
     pub locality: Arc<str>,
     /// Labels of its workload.
@@ -93,20 +93,20 @@ impl Pattern {
 impl Failover {
     /// Distance of an endpoint, with this locality and these labels, from a proxy: 0 is nearest. For a proxy of unknown
     /// locality all are at the same distance.
-    pub fn distance(&self, place: &Place, locality: &str, labels: &BTreeMap<String, String>) -> u32 {
+    pub fn distance(&self, location: &Location, locality: &str, labels: &BTreeMap<String, String>) -> u32 {
         match self {
-            Failover::Regions(failover) => by_region(failover, &place.locality, locality),
-            Failover::Labels(compared) => by_labels(compared, place, locality, labels),
-            Failover::Both(compared, failover) => by_labels(compared, place, locality, labels)
+            Failover::Regions(failover) => by_region(failover, &location.locality, locality),
+            Failover::Labels(compared) => by_labels(compared, location, locality, labels),
+            Failover::Both(compared, failover) => by_labels(compared, location, locality, labels)
                 .saturating_mul(STEPS_OF_REGIONS)
-                .saturating_add(by_region(failover, &place.locality, locality)),
+                .saturating_add(by_region(failover, &location.locality, locality)),
         }
     }
 }
 
-fn by_labels(compared: &[Label], place: &Place, locality: &str, labels: &BTreeMap<String, String>) -> u32 {
+fn by_labels(compared: &[Label], location: &Location, locality: &str, labels: &BTreeMap<String, String>) -> u32 {
     let alike = compared.iter().take_while(|label| {
-        let own = || label_of(&label.name, &place.labels, &place.locality);
+        let own = || label_of(&label.name, &location.labels, &location.locality);
         let wanted = label.value.as_deref().or_else(own);
         // A label that both lack counts as equal, as in Istio.
         wanted.unwrap_or_default() == label_of(&label.name, labels, locality).unwrap_or_default()
@@ -150,12 +150,12 @@ fn label_of<'a>(name: &str, labels: &'a BTreeMap<String, String>, locality: &'a 
 mod tests {
     use super::*;
 
-    fn place(locality: &str, labels: &[(&str, &str)]) -> Place {
+    fn location(locality: &str, labels: &[(&str, &str)]) -> Location {
         let labels = labels.iter().map(|(name, value)| (name.to_string(), value.to_string()));
-        Place { locality: locality.into(), labels: labels.collect() }
+        Location { locality: locality.into(), labels: labels.collect() }
     }
 
-    fn distance(failover: &Failover, from: &Place, to: &Place) -> u32 {
+    fn distance(failover: &Failover, from: &Location, to: &Location) -> u32 {
         failover.distance(from, &to.locality, &to.labels)
     }
 
@@ -183,7 +183,7 @@ mod tests {
     fn the_same_subzone_is_nearest() {
         let plain = Failover::Regions(BTreeMap::new());
         let with_failover = Failover::Regions([("eu".to_owned(), "us".to_owned())].into());
-        let here = place("eu/a/1", &[]);
+        let here = location("eu/a/1", &[]);
         for (locality, far, with_name) in [
             ("eu/a/1", 0, 0),
             ("eu/a/2", 1, 1),
@@ -193,11 +193,11 @@ mod tests {
             ("asia/a/1", 3, 4),
             ("", 3, 4),
         ] {
-            let endpoint = place(locality, &[]);
+            let endpoint = location(locality, &[]);
             assert_eq!(distance(&plain, &here, &endpoint), far, "{locality}");
             assert_eq!(distance(&with_failover, &here, &endpoint), with_name, "{locality}");
             assert_eq!(
-                distance(&plain, &Place::default(), &endpoint),
+                distance(&plain, &Location::default(), &endpoint),
                 0,
                 "a proxy of unknown locality has no preference"
             );
@@ -212,7 +212,7 @@ mod tests {
             label("rack", None),
             label("version", Some("v2")),
         ]);
-        let here = place("eu/a", &[("rack", "7"), ("version", "v1")]);
+        let here = location("eu/a", &[("rack", "7"), ("version", "v1")]);
         for (locality, labels, far) in [
             ("eu/b", &[("rack", "7"), ("version", "v2")][..], 0),
             ("eu/a", &[("rack", "7"), ("version", "v1")], 1),
@@ -220,17 +220,17 @@ mod tests {
             ("us/a", &[("rack", "7"), ("version", "v2")], 3),
             ("", &[("rack", "7"), ("topology.kubernetes.io/region", "eu")], 1),
         ] {
-            assert_eq!(distance(&failover, &here, &place(locality, labels)), far, "{locality} {labels:?}");
+            assert_eq!(distance(&failover, &here, &location(locality, labels)), far, "{locality} {labels:?}");
         }
-        let none = place("eu/a", &[]);
-        assert_eq!(distance(&failover, &none, &place("eu/b", &[("version", "v2")])), 0, "neither has a rack");
+        let none = location("eu/a", &[]);
+        assert_eq!(distance(&failover, &none, &location("eu/b", &[("version", "v2")])), 0, "neither has a rack");
     }
 
     #[test]
     fn regions_break_ties_between_labels() {
         let rack = Label { name: "rack".into(), value: None };
         let both = Failover::Both(vec![rack], [("eu".to_owned(), "us".to_owned())].into());
-        let here = place("eu/a", &[("rack", "7")]);
+        let here = location("eu/a", &[("rack", "7")]);
         let rack = &[("rack", "7")][..];
         for (locality, labels, far) in [
             ("eu/a", rack, 0),
@@ -241,9 +241,9 @@ mod tests {
             ("us", &[], 8),
             ("asia", &[], 9),
         ] {
-            assert_eq!(distance(&both, &here, &place(locality, labels)), far, "{locality} {labels:?}");
+            assert_eq!(distance(&both, &here, &location(locality, labels)), far, "{locality} {labels:?}");
         }
-        let nowhere = Place { locality: "".into(), ..here };
-        assert_eq!(distance(&both, &nowhere, &place("us", rack)), 0, "labels alone");
+        let nowhere = Location { locality: "".into(), ..here };
+        assert_eq!(distance(&both, &nowhere, &location("us", rack)), 0, "labels alone");
     }
 }

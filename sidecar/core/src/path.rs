@@ -3,13 +3,13 @@
 
 /// Result of normalising a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Normal {
+pub enum Normalisation {
     /// The path is normal already.
-    Already,
+    Unchanged,
     /// The normal path, with the query.
-    Other(String),
+    Changed(String),
     /// The path has no normal form: it contains an encoded NUL.
-    Never,
+    Invalid,
 }
 
 /// Bytes that may require normalisation.
@@ -18,12 +18,12 @@ fn is_odd(byte: u8) -> bool {
 }
 
 /// Normalises a path; the query stays. A target that does not begin with a slash is left alone.
-pub fn normal(path_and_query: &str) -> Normal {
+pub fn normalise(path_and_query: &str) -> Normalisation {
     let path = path_and_query.split('?').next().unwrap_or_default();
     if !path.starts_with('/') || !path.bytes().any(is_odd) {
-        return Normal::Already;
+        return Normalisation::Unchanged;
     }
-    let Some(decoded) = decoded(path) else { return Normal::Never };
+    let Some(decoded) = decoded(path) else { return Normalisation::Invalid };
     let mut segments: Vec<&[u8]> = Vec::new();
     let mut last_is_dots = false;
     for segment in decoded[1..].split(|byte| *byte == b'/') {
@@ -49,10 +49,10 @@ pub fn normal(path_and_query: &str) -> Normal {
         }
     }
     if normal == path {
-        return Normal::Already;
+        return Normalisation::Unchanged;
     }
     normal.push_str(&path_and_query[path.len()..]);
-    Normal::Other(normal)
+    Normalisation::Changed(normal)
 }
 
 /// Replaces backslashes by slashes and decodes encoded letters, digits and `-._~`. `None`: an encoded NUL.
@@ -85,10 +85,10 @@ mod tests {
     use super::*;
 
     fn text(path: &str) -> String {
-        match normal(path) {
-            Normal::Already => path.to_owned(),
-            Normal::Other(other) => other,
-            Normal::Never => "never".to_owned(),
+        match normalise(path) {
+            Normalisation::Unchanged => path.to_owned(),
+            Normalisation::Changed(other) => other,
+            Normalisation::Invalid => "never".to_owned(),
         }
     }
 
@@ -119,7 +119,7 @@ mod tests {
         ] {
             assert_eq!(text(path), wanted, "{path}");
         }
-        assert_eq!(normal("/a.b/c?d=%61"), Normal::Already);
+        assert_eq!(normalise("/a.b/c?d=%61"), Normalisation::Unchanged);
     }
 
     proptest! {

@@ -71,9 +71,9 @@ pub struct Cluster {
     pub undefined: bool,
     /// Dial the caller's original destination instead of a balanced endpoint.
     pub original_destination: bool,
-    /// Dial the host named by the request, see [`Cluster::named`].
+    /// Dial the host named by the request, see [`Cluster::dynamic_host`].
     pub dynamic_dns: bool,
-    /// Headless service: calls go to the endpoint that the caller chose, see [`crate::target::chosen`].
+    /// Headless service: calls go to the endpoint that the caller chose, see [`crate::target::headless_endpoint`].
     pub headless: bool,
 }
 
@@ -111,7 +111,7 @@ impl Cluster {
 
     /// The host for `authority` (an authority or server name) in a cluster with `dynamic_dns`; `None`: the cluster's
     /// wildcard does not cover it, or it cannot be a host name.
-    pub fn named<'a>(&self, authority: &'a str) -> Option<Cow<'a, str>> {
+    pub fn dynamic_host<'a>(&self, authority: &'a str) -> Option<Cow<'a, str>> {
         let host = names::normalise(authority);
         let is_host_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
         let is_host = host.len() <= 253 && !host.starts_with('.') && host.bytes().all(is_host_byte);

@@ -12,8 +12,6 @@ use http::Method;
 
 use crate::outcome::Outcome;
 
-/// Previous name, for the control plane's explanations of routing.
-pub use request_headers::request_overrides as asked;
 pub use request_headers::{MAX_REQUESTED_RETRIES, RequestOverrides, request_overrides};
 
 /// Whether a request may be sent twice without harm, whatever the outcome of the first attempt (RFC 9110, 9.2.2): its

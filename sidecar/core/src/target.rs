@@ -22,15 +22,15 @@ pub fn name(authority: &str) -> Option<Cow<'_, str>> {
 
 /// The service port of a request: that of the original destination (`None`: the proxy itself was addressed), otherwise
 /// the authority's, otherwise HTTP's default.
-pub fn port(authority: &str, dialed: Option<SocketAddr>) -> u16 {
-    dialed.map(|dialed| dialed.port()).or(split_port(authority).1).unwrap_or(80)
+pub fn port(authority: &str, original: Option<SocketAddr>) -> u16 {
+    original.map(|original| original.port()).or(split_port(authority).1).unwrap_or(80)
 }
 
 /// Whether the service named by the authority accepts the request: without the port, the original destination decides
 /// instead, if there is one.
-pub fn takes(service: &Service, port: u16, dialed: Option<SocketAddr>) -> bool {
+pub fn accepts(service: &Service, port: u16, original: Option<SocketAddr>) -> bool {
     // An alias of a host outside the mesh has no ports.
-    service.port(port).is_some() || (dialed.is_none() && service.external_name.is_none())
+    service.port(port).is_some() || (original.is_none() && service.external_name.is_none())
 }
 
 /// Role of an address in the service that it was looked up for.
@@ -49,11 +49,11 @@ pub enum Address {
 /// endpoints of the cluster at an index.
 pub fn address(
     service: &Service,
-    dialed: SocketAddr,
+    original: SocketAddr,
     subsets: bool,
     find: impl Fn(usize) -> Option<Arc<Endpoint>>,
 ) -> Address {
-    if service.addresses.contains(&dialed.ip()) {
+    if service.addresses.contains(&original.ip()) {
         return Address::Service;
     }
     let clusters = service.clusters.iter().enumerate().filter(|(_, cluster)| subsets || cluster.subset.is_empty());
@@ -63,22 +63,22 @@ pub fn address(
 
 /// The endpoint of a headless service that the application chose: the original destination, otherwise the hostname in
 /// `authority` in front of one of the service's `names`. `None`: it chose none, so that requests are balanced.
-pub fn chosen<'a>(
+pub fn headless_endpoint<'a>(
     cluster: &Cluster,
     endpoints: &'a [Arc<Endpoint>],
-    dialed: Option<SocketAddr>,
+    original: Option<SocketAddr>,
     authority: &str,
     names: &[Arc<str>],
 ) -> Option<&'a Arc<Endpoint>> {
     if !cluster.headless {
         return None;
     }
-    let at = dialed.and_then(|dialed| find(cluster, endpoints, dialed));
-    at.or_else(|| named(endpoints, &normalise(authority), names).next())
+    let at = original.and_then(|original| find(cluster, endpoints, original));
+    at.or_else(|| endpoints_by_hostname(endpoints, &normalise(authority), names).next())
 }
 
 /// The endpoints of a headless service with the hostname of `host`, such as `pod-0.db.shop`.
-pub fn named<'a>(
+pub fn endpoints_by_hostname<'a>(
     endpoints: &'a [Arc<Endpoint>],
     host: &str,
     names: &[Arc<str>],
@@ -98,7 +98,7 @@ pub fn is_routed(service: &Service, port: u16) -> bool {
 
 /// Inspection of a connection's first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Look {
+pub enum Inspection {
     /// None: bytes are passed through.
     Pass,
     /// The server name of the ClientHello.
@@ -110,12 +110,12 @@ pub enum Look {
 }
 
 /// The inspection of a connection to `port` of the dialed service; `None`: the address belongs to no service.
-pub fn look(service: Option<&Service>, port: u16) -> Look {
+pub fn inspection(service: Option<&Service>, port: u16) -> Inspection {
     match service.and_then(|service| service.port(port)).map_or(Protocol::Unknown, |port| port.protocol) {
-        Protocol::Tls if wants_server_name(service, port) => Look::ServerName,
-        Protocol::Tcp | Protocol::Tls => Look::Pass,
-        Protocol::Http | Protocol::Http2 | Protocol::Grpc => Look::Http,
-        Protocol::Unknown => Look::Unknown,
+        Protocol::Tls if wants_server_name(service, port) => Inspection::ServerName,
+        Protocol::Tcp | Protocol::Tls => Inspection::Pass,
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => Inspection::Http,
+        Protocol::Unknown => Inspection::Unknown,
     }
 }
 
@@ -169,27 +169,27 @@ mod tests {
     fn name_and_port_are_taken_from_the_authority() {
         assert_eq!(name("Order.Test:80").as_deref(), Some("order.test"));
         assert_eq!((name("10.0.0.1:80"), name("[::1]"), name("")), (None, None, None));
-        let dialed = Some(SocketAddr::from(([10, 0, 0, 1], 81)));
-        assert_eq!((port("a:82", dialed), port("a:82", None), port("a", None)), (81, 82, 80));
+        let original = Some(SocketAddr::from(([10, 0, 0, 1], 81)));
+        assert_eq!((port("a:82", original), port("a:82", None), port("a", None)), (81, 82, 80));
         let service = service(v1::Protocol::Http, false);
-        assert!(takes(&service, 443, dialed) && !takes(&service, 80, dialed) && takes(&service, 80, None));
+        assert!(accepts(&service, 443, original) && !accepts(&service, 80, original) && accepts(&service, 80, None));
     }
 
     #[test]
     fn inspection_depends_on_the_declared_protocol() {
         use v1::Protocol as P;
         for (protocol, dynamic, want) in [
-            (P::Tcp, false, Look::Pass),
-            (P::Tls, false, Look::Pass),
-            (P::Tls, true, Look::ServerName),
-            (P::Http, false, Look::Http),
-            (P::Unknown, false, Look::Unknown),
+            (P::Tcp, false, Inspection::Pass),
+            (P::Tls, false, Inspection::Pass),
+            (P::Tls, true, Inspection::ServerName),
+            (P::Http, false, Inspection::Http),
+            (P::Unknown, false, Inspection::Unknown),
         ] {
-            assert_eq!(look(Some(&service(protocol, dynamic)), 443), want, "{protocol:?} {dynamic}");
+            assert_eq!(inspection(Some(&service(protocol, dynamic)), 443), want, "{protocol:?} {dynamic}");
         }
         assert!(wants_server_name(None, 443) && !wants_server_name(Some(&service(P::Tls, false)), 443));
         assert!(wants_server_name(Some(&service(P::Unknown, true)), 443), "it names the endpoints");
-        assert_eq!(look(None, 443), Look::Unknown);
+        assert_eq!(inspection(None, 443), Inspection::Unknown);
         // A route may lead to a dynamic DNS cluster.
         let mut message = v1::Service { host: "a.test".into(), ..Default::default() };
         message.clusters.push(v1::Cluster { name: "a".into(), host: "a.test".into(), ..Default::default() });
@@ -203,7 +203,7 @@ mod tests {
         let routes = vec![v1::ConnectionRoute { destinations: vec![to], ..Default::default() }];
         let protocol = P::Tls.into();
         message.ports.push(v1::Port { number: 443, protocol, connection_routes: routes, ..Default::default() });
-        assert_eq!(look(Some(&crate::compile::service(&message).unwrap()), 443), Look::ServerName);
+        assert_eq!(inspection(Some(&crate::compile::service(&message).unwrap()), 443), Inspection::ServerName);
     }
 
     #[test]
@@ -228,9 +228,10 @@ mod tests {
         let configs = [with("10.0.0.1:8080", "db-0"), with("10.0.0.2:8080", "db-1")];
         let headless = Cluster { headless: true, ..cluster(crate::policy::LoadBalancer::LeastRequest, None) };
         let endpoints = for_cluster(&headless, &configs, &[]);
-        let chosen = |dialed: &str, authority: &str| {
-            let dialed = (!dialed.is_empty()).then(|| dialed.parse().unwrap());
-            chosen(&headless, &endpoints, dialed, authority, &names).map(|endpoint| endpoint.key.to_string())
+        let chosen = |original: &str, authority: &str| {
+            let original = (!original.is_empty()).then(|| original.parse().unwrap());
+            headless_endpoint(&headless, &endpoints, original, authority, &names)
+                .map(|endpoint| endpoint.key.to_string())
         };
         let (first, second) = (Some("10.0.0.1:8080".to_owned()), Some("10.0.0.2:8080".to_owned()));
         assert_eq!(chosen("10.0.0.1:80", "db"), first, "the Service's port stands for the instance's");
@@ -242,7 +243,7 @@ mod tests {
         }
         assert_eq!(chosen("10.0.0.1:81", "db"), None);
         assert!(
-            super::chosen(
+            super::headless_endpoint(
                 &cluster(crate::policy::LoadBalancer::LeastRequest, None),
                 &endpoints,
                 Some("10.0.0.1:8080".parse().unwrap()),

@@ -171,7 +171,7 @@ fn node_name(data_dir: &Path) -> Result<String> {
         Ok(id) if id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit()) => id,
         _ => {
             let id = format!("{:08x}", rand::random::<u32>());
-            crate::files::write_private(&file, id.as_bytes())?;
+            weft_agent::files::write_private(&file, id.as_bytes())?;
             id
         }
     };

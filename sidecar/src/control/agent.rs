@@ -11,11 +11,11 @@ use tokio::net::TcpStream;
 use tonic::Status;
 use weft_agent::checks::{ScriptResult, Sockets};
 use weft_agent::forward::Source;
-use weft_agent::grant;
-use weft_agent::refused::Refused;
 use weft_agent::upstream::Upstream;
+use weft_identity::grant;
 use weft_proto::v1::catalog_client::CatalogClient;
 use weft_proto::v1::{Answer, Check, Instance, Question};
+use weft_registry_api::error::ApiError;
 
 use crate::control::connection::Control;
 use crate::control::registration::Registrations;
@@ -38,12 +38,12 @@ pub struct Session {
 }
 
 impl Upstream for Session {
-    fn register(&self, instance: Instance) -> BoxFuture<'_, Result<(), Refused>> {
+    fn register(&self, instance: Instance) -> BoxFuture<'_, Result<(), ApiError>> {
         Box::pin(async move {
             if let Some(ports) = &self.pod_ports {
-                ports.open(u16::try_from(instance.port).unwrap_or(0)).map_err(Refused::bad)?;
+                ports.open(u16::try_from(instance.port).unwrap_or(0)).map_err(ApiError::bad_request)?;
             }
-            self.registrations.register(instance).await.map_err(Refused::upstream)
+            self.registrations.register(instance).await.map_err(ApiError::upstream)
         })
     }
 

@@ -18,11 +18,13 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 use weft_agent::connect::{Leaf, Signer};
+use weft_core::backoff::Backoff;
+use weft_identity::token::JoinClaims;
 use weft_proto::v1::identity_client::IdentityClient;
 use weft_proto::v1::{SignRequest, SignResponse};
 
 use crate::net::connect;
-use crate::tls::identity::{Identity, PendingKey, TokenClaims};
+use crate::tls::identity::{Identity, PendingKey};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A control plane to which thousands of sidecars connect at once makes their handshakes in turn: one that answered the connection
@@ -35,6 +37,8 @@ const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// Between tries to renew a certificate that ends soon, at least.
 const MIN_RETRY: Duration = Duration::from_millis(500);
+/// The longest, while it is valid for longer.
+const MAX_RETRY: Duration = Duration::from_secs(10);
 
 /// Between looks whether the control plane of its own is back, at least; up to twice as long, so that those that left it at once do
 /// not return at once.
@@ -46,6 +50,8 @@ pub struct Control {
     /// Which of them is this sidecar's own: sidecars are shared out among them by their names.
     own: usize,
     next: AtomicUsize,
+    /// Control planes in succession that have refused a discovery stream.
+    refusals: AtomicUsize,
     token_file: Option<PathBuf>,
     /// The connection that short questions share.
     shared: Mutex<Option<Channel>>,
@@ -58,7 +64,8 @@ impl Control {
     /// out to.
     pub fn new(addresses: Vec<String>, node: &str, token_file: Option<PathBuf>, identity: Arc<Identity>) -> Control {
         let own = share(node, addresses.len());
-        Control { addresses, own, next: AtomicUsize::new(own), token_file, shared: Mutex::default(), identity }
+        let (next, refusals) = (AtomicUsize::new(own), AtomicUsize::new(0));
+        Control { addresses, own, next, refusals, token_file, shared: Mutex::default(), identity }
     }
 
     /// Returns to the control plane of its own after a failure of that, for ever: `moved` is called when the streams are to
@@ -147,6 +154,18 @@ impl Control {
         let _ = self.next.compare_exchange(turn, turn + 1, Ordering::Relaxed, Ordering::Relaxed);
     }
 
+    /// Number of other control planes that may serve a discovery stream: one that has its share refuses the stream of a
+    /// sidecar that has others, and the last one serves it.
+    pub fn others(&self) -> usize {
+        self.addresses.len().saturating_sub(1 + self.refusals.load(Ordering::Relaxed))
+    }
+
+    /// Records whether a discovery stream was refused.
+    pub fn refused(&self, refused: bool) {
+        let count = if refused { self.refusals.load(Ordering::Relaxed) + 1 } else { 0 };
+        self.refusals.store(count, Ordering::Relaxed);
+    }
+
     async fn connect_with(&self, tls: Arc<rustls::ClientConfig>) -> Result<Channel> {
         let mut last = anyhow::anyhow!("no control plane address given");
         for _ in 0..self.addresses.len() {
@@ -196,7 +215,7 @@ impl Control {
                 file.display(),
                 token.len()
             );
-            let claims = TokenClaims::read(&token)?;
+            let claims = JoinClaims::read(&token)?;
             let mut request = request();
             let bearer = format!("Bearer {}", token.trim());
             request.metadata_mut().insert("authorization", bearer.parse().context("the join token is damaged")?);
@@ -229,7 +248,7 @@ impl Control {
 
     /// Renews at half life ([`weft_core::renewal`]) for ever, and calls `renewed` after each renewal.
     pub async fn keep_renewed(self: Arc<Self>, renewed: impl Fn()) {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::new(2 * MIN_RETRY, MAX_RETRY);
         loop {
             let wait = self.identity.renewal_due_in();
             // Looked at anew: a machine that was suspended is late by the wall clock, which this timer does not follow.
@@ -239,16 +258,14 @@ impl Control {
             }
             match self.join().await {
                 Ok(()) => {
-                    backoff = Backoff::default();
+                    backoff.reset();
                     renewed();
                 }
                 Err(e) => {
                     let left = self.identity.current().map(|c| c.not_after.duration_since(SystemTime::now()));
                     let left = left.and_then(Result::ok).unwrap_or_default();
                     tracing::warn!(left_s = left.as_secs(), "cannot renew the certificate: {e:#}");
-                    // A certificate that ends soon is worth more tries; one that has ended is not.
-                    let most = if left.is_zero() { Duration::MAX } else { (left / 8).max(MIN_RETRY) };
-                    tokio::time::sleep(backoff.pause().min(most)).await;
+                    tokio::time::sleep(renewal_pause(&mut backoff, left, rand::random())).await;
                 }
             }
         }
@@ -318,20 +335,11 @@ fn share(node: &str, count: usize) -> usize {
     usize::try_from(hash % count.max(1) as u64).unwrap_or_default()
 }
 
-/// Growing pauses between tries: 100 ms doubled to 10 s, each drawn between half and all of it, so that a thousand
-/// sidecars do not come back at once.
-#[derive(Debug, Default)]
-pub struct Backoff {
-    tries: u32,
-}
-
-impl Backoff {
-    /// The next pause.
-    pub fn pause(&mut self) -> Duration {
-        let full = Duration::from_millis(100).saturating_mul(1 << self.tries.min(7)).min(Duration::from_secs(10));
-        self.tries += 1;
-        full.mul_f64(rand::rng().random_range(0.5..=1.0))
-    }
+/// The pause after a failed renewal of a certificate that is valid for `left` more. One that ends soon is worth more
+/// tries, though never more than one in half a second; one that has ended is not.
+fn renewal_pause(backoff: &mut Backoff, left: Duration, draw: f64) -> Duration {
+    let most = if left.is_zero() { Duration::MAX } else { (left / 8).max(2 * MIN_RETRY) };
+    backoff.pause_within(most, draw)
 }
 
 #[cfg(test)]
@@ -346,6 +354,37 @@ mod tests {
         }
         assert!(counts.iter().all(|count| (900..1100).contains(count)), "{counts:?}");
         assert_eq!((share("order-1", 3), share("", 0), share("order-1", 1)), (share("order-1", 3), 0, 0));
+    }
+
+    #[test]
+    fn renewals_are_tried_again_after_half_a_second_at_least() {
+        let s = Duration::from_secs;
+        for (left, tries, draw, want) in [
+            (s(3600), 0, 0.0, MIN_RETRY),
+            (s(3600), 9, 0.0, s(5)),
+            (s(3600), 9, 1.0, s(10)),
+            (s(2), 9, 0.0, MIN_RETRY),
+            (s(2), 9, 1.0, s(1)),
+            (s(40), 9, 0.0, s(40) / 16),
+            (s(0), 9, 1.0, s(10)),
+        ] {
+            let mut backoff = Backoff::new(2 * MIN_RETRY, MAX_RETRY);
+            for _ in 0..tries {
+                backoff.pause(0.5);
+            }
+            assert_eq!(renewal_pause(&mut backoff, left, draw), want, "{left:?} after {tries} tries, {draw}");
+        }
+    }
+
+    #[test]
+    fn a_sidecar_that_all_others_refused_names_no_others() {
+        let addresses = ["a:15012", "b:15012", "c:15012"].map(str::to_owned).to_vec();
+        let control = Control::new(addresses, "order-1", None, Arc::new(Identity::default()));
+        let others = [false, true, true, true, false].map(|refused| {
+            control.refused(refused);
+            control.others()
+        });
+        assert_eq!(others, [2, 1, 0, 0, 2]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
 use weft_core::inbound::Inbound;
-use weft_core::locality::Place;
+use weft_core::locality::Location;
 use weft_core::service::Service;
 
 use crate::upstream::cluster::ClusterView;
@@ -93,7 +93,7 @@ pub struct Directory {
     inbound: watch::Sender<Option<Arc<Inbound>>>,
     start: Instant,
     /// Where this proxy is.
-    place: Arc<Place>,
+    location: Arc<Location>,
 }
 
 impl Directory {

@@ -11,10 +11,13 @@ use anyhow::{Context, Result};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+use weft_core::backoff::Backoff;
+use weft_proto::OTHER_CONTROL_PLANES;
 use weft_proto::envoy::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use weft_proto::envoy::{DeltaDiscoveryRequest, Node, Status};
 
-use crate::control::connection::{Backoff, Control};
+use crate::control::connection::Control;
 use crate::control::directory::{Interest, Writer};
 use crate::telemetry::metrics::Metrics;
 
@@ -51,7 +54,7 @@ pub async fn run(
         match result {
             Ok(()) => {
                 // Reconnected on purpose: look-ups of now wait for the next stream, which subscribes to all wanted names.
-                backoff = Backoff::default();
+                backoff.reset();
                 continue;
             }
             Err(e) => tracing::warn!("no discovery stream: {e:#}"),
@@ -60,10 +63,10 @@ pub async fn run(
         writer.set_connected(false);
         metrics.control_plane_connected.set(0);
         if started.elapsed() > Duration::from_secs(30) {
-            backoff = Backoff::default();
+            backoff.reset();
         }
         // Look-ups of this time are answered at once: "not known".
-        let pause = tokio::time::sleep(backoff.pause());
+        let pause = tokio::time::sleep(backoff.pause(rand::random()));
         tokio::pin!(pause);
         loop {
             tokio::select! {
@@ -93,7 +96,11 @@ async fn stream(
         let node = (interest.kind == weft_proto::INBOUND_TYPE).then(|| node(introduction));
         unsent.push_back(DeltaDiscoveryRequest { initial_resource_versions: versions, node, ..request(interest) });
     }
-    let mut responses = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await?.into_inner();
+    let mut opening = tonic::Request::new(ReceiverStream::new(outgoing));
+    opening.metadata_mut().insert(OTHER_CONTROL_PLANES, control.others().into());
+    let opened = client.delta_aggregated_resources(opening).await;
+    control.refused(opened.as_ref().is_err_and(|status| status.code() == Code::ResourceExhausted));
+    let mut responses = opened?.into_inner();
     writer.set_connected(true);
     metrics.control_plane_connected.set(1);
     tracing::info!("connected to the control plane");

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 use weft_agent::checks::Sockets;
-use weft_agent::entry::{GROUP_ID, Task, group_member};
+use weft_agent::entry::Task;
 use weft_core::inbound::Inbound;
 use weft_proto::v1::JoinedGroup;
+use weft_registry_api::registration::{GROUP_ID, group_member};
 
 use crate::control::agent::Delivery;
 use crate::control::directory::Directory;

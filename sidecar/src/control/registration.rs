@@ -11,17 +11,18 @@ use anyhow::{Context, Result};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use weft_core::backoff::Backoff;
+use weft_core::clock::unix_ms;
 use weft_proto::v1::registry_client::RegistryClient;
 use weft_proto::v1::registry_request::Kind;
 use weft_proto::v1::{
     Check, CheckUpdate, Deregister, Ejected, Heartbeat, Hello, Instance, RegistryReply, RegistryRequest, Synced,
 };
+use weft_registry_api::registration::digest;
 
 use weft_agent::datacenter::Datacenter;
-use weft_agent::entry::digest;
-use weft_core::clock::unix_ms;
 
-use crate::control::connection::{Backoff, Control};
+use crate::control::connection::Control;
 use crate::control::directory::Directory;
 use crate::upstream::cluster::ClusterView;
 
@@ -207,16 +208,16 @@ impl Session {
             while self.commands.try_recv().is_ok() {}
             match result {
                 Ok(()) => {
-                    backoff = Backoff::default();
+                    backoff.reset();
                     continue;
                 }
                 Err(e) => tracing::warn!("no registry session: {e:#}"),
             }
             control.leave(turn);
             if started.elapsed() > Duration::from_secs(30) {
-                backoff = Backoff::default();
+                backoff.reset();
             }
-            tokio::time::sleep(backoff.pause()).await;
+            tokio::time::sleep(backoff.pause(rand::random())).await;
         }
     }
 

@@ -283,8 +283,8 @@ impl Query {
         let name = self.question.name();
         message.answers.iter_mut().filter(|record| record.name == *name).for_each(|record| record.name = name.clone());
         message.edns = message.edns.take().and_then(|mut answered| {
-            let asked = self.edns.as_ref()?;
-            if let Some(EdnsOption::Subnet(subnet)) = asked.option(EdnsCode::Subnet) {
+            let edns = self.edns.as_ref()?;
+            if let Some(EdnsOption::Subnet(subnet)) = edns.option(EdnsCode::Subnet) {
                 // RFC 7871, 7.2.1: the answer is for all subnets.
                 let everybody = ClientSubnet::new(subnet.addr(), subnet.source_prefix(), 0);
                 answered.options_mut().insert(EdnsOption::Subnet(everybody));

@@ -23,18 +23,18 @@ use anyhow::{Context, Result};
 use rand::seq::SliceRandom;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
+use weft_agent::datacenter::Datacenter;
 use weft_core::dns::is_failure;
 use weft_core::endpoint::{Endpoint, Target};
 use weft_core::names::{CONSUL_SUFFIX, SERVICE_SUFFIX, is_of_mesh};
 use weft_core::target;
+use weft_listen::idle::{Connection, IdleLimit};
 
 use crate::control::directory::{Directory, Lookup, ServiceView};
 use crate::dns::answer::{Packet, Place, Query, Say};
 use crate::dns::consul::Consul;
 use crate::resolve::forward::{Forwarder, Transport};
 use crate::resolve::framing::{read_framed, write_framed};
-use weft_agent::datacenter::Datacenter;
-use weft_agent::quiet::{Connection, Quiet};
 
 /// Queries in progress; beyond that they are dropped, and clients repeat them.
 const IN_FLIGHT: usize = 1024;
@@ -224,7 +224,7 @@ impl Dns {
     fn of_endpoints(&self, query: &Query, view: &ServiceView, cluster: usize) -> Vec<IpAddr> {
         let endpoints = &view.clusters[cluster].endpoints;
         let of = |endpoint: &Arc<Endpoint>| endpoint.ip().filter(|_| endpoint.is_eligible());
-        let mut one_by_one = target::named(endpoints, query.name(), &view.service.names).peekable();
+        let mut one_by_one = target::endpoints_by_hostname(endpoints, query.name(), &view.service.names).peekable();
         let found: BTreeSet<IpAddr> = match one_by_one.peek() {
             Some(_) => one_by_one.filter_map(of).collect(),
             None => endpoints.iter().filter_map(of).collect(),
@@ -356,11 +356,11 @@ async fn serve_udp(dns: Arc<Dns>, socket: Arc<UdpSocket>) {
 }
 
 async fn serve_tcp(dns: Arc<Dns>, listener: TcpListener) {
-    let quiet = Arc::<Quiet>::default();
+    let idle = Arc::<IdleLimit>::default();
     loop {
         match listener.accept().await {
             Ok((stream, from)) => {
-                let (dns, held) = (dns.clone(), quiet.enter(from.ip()));
+                let (dns, held) = (dns.clone(), idle.enter(from.ip()));
                 tokio::spawn(async move {
                     tokio::select! {
                         // A client that breaks off is its own affair.

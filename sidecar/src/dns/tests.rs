@@ -107,13 +107,13 @@ async fn name_server() -> (SocketAddr, Arc<std::sync::Mutex<Vec<(String, u16)>>>
         }
     };
     let address = udp.local_addr().unwrap();
-    let asked: Arc<std::sync::Mutex<Vec<(String, u16)>>> = Arc::default();
+    let forwards: Arc<std::sync::Mutex<Vec<(String, u16)>>> = Arc::default();
     let answer = {
-        let asked = asked.clone();
+        let forwards = forwards.clone();
         move |packet: &[u8], from: SocketAddr| {
             let mut message = Message::from_vec(packet).unwrap().into_response();
             let name = message.queries[0].name().clone();
-            asked.lock().unwrap().push((name.to_string(), from.port()));
+            forwards.lock().unwrap().push((name.to_string(), from.port()));
             message.add_answer(Record::from_rdata(name, 99, RData::A(Ipv4Addr::new(192, 0, 2, 1).into())));
             message.to_vec().unwrap()
         }
@@ -138,14 +138,14 @@ async fn name_server() -> (SocketAddr, Arc<std::sync::Mutex<Vec<(String, u16)>>>
             write_framed(&mut stream, &over_tcp(&packet, from)).await.unwrap();
         }
     });
-    (address, asked)
+    (address, forwards)
 }
 
 #[tokio::test]
 async fn names_of_the_mesh_resolve_to_virtual_ips() {
     use RecordType::{A, AAAA, HTTPS, MX};
     crate::net::connect::probe_marks();
-    let (server, asked) = name_server().await;
+    let (server, forwards) = name_server().await;
     let World { dns, mut writer, .. } = world(&[server]);
     let mesh = [
         ("order-service.", A, &["240.240.0.7"][..]),
@@ -183,7 +183,7 @@ async fn names_of_the_mesh_resolve_to_virtual_ips() {
         let code = ask(&dns, name, kind).await.0;
         assert!(matches!(code, ResponseCode::NXDomain | ResponseCode::ServFail), "{name}: {code}");
     }
-    assert_eq!(*asked.lock().unwrap(), [], "names of the mesh stay in it");
+    assert_eq!(*forwards.lock().unwrap(), [], "names of the mesh stay in it");
 
     writer.set_connected(false);
     assert_eq!(ask(&dns, "order-service.", A).await.2, 5);
@@ -194,7 +194,7 @@ async fn names_of_the_mesh_resolve_to_virtual_ips() {
 async fn other_names_are_forwarded_to_the_name_server() {
     use RecordType::{A, MX, PTR};
     crate::net::connect::probe_marks();
-    let (server, asked) = name_server().await;
+    let (server, forwards) = name_server().await;
     let World { dns, mut writer, .. } = world(&[server]);
     let foreign = [
         ("example.com.", A),
@@ -213,16 +213,16 @@ async fn other_names_are_forwarded_to_the_name_server() {
     }
     let reply = dns.handle(&query("example.com.", A), Transport::Tcp).await.unwrap();
     assert_eq!(Message::from_vec(&reply).unwrap().answers.len(), 1);
-    let asked = asked.lock().unwrap();
-    assert_eq!(asked.len(), foreign.len() + 1);
+    let forwards = forwards.lock().unwrap();
+    assert_eq!(forwards.len(), foreign.len() + 1);
     let range = crate::resolve::forward::source_ports();
-    assert!(asked[..foreign.len()].iter().all(|(_, port)| range.contains(port)), "{asked:?} {range:?}");
+    assert!(forwards[..foreign.len()].iter().all(|(_, port)| range.contains(port)), "{forwards:?} {range:?}");
 }
 
 #[tokio::test]
 async fn the_name_server_is_queried_after_the_control_plane_answered() {
     crate::net::connect::probe_marks();
-    let (server, asked) = name_server().await;
+    let (server, forwards) = name_server().await;
     let World { dns, mut writer, .. } = world(&[server]);
     let dns = Arc::new(dns);
     let asking = |name: &'static str| {
@@ -236,7 +236,7 @@ async fn the_name_server_is_queried_after_the_control_plane_answered() {
         ..Default::default()
     };
     // It is the mesh's: no other server sees it.
-    let told = asking("new-service.");
+    let reply = asking("new-service.");
     writer.next_interest().await.unwrap();
     let host = "new-service.default.svc.cluster.local";
     let service = v1::Service { host: host.into(), addresses: vec!["240.240.0.9".into()], ..Default::default() };
@@ -247,30 +247,30 @@ async fn the_name_server_is_queried_after_the_control_plane_answered() {
         resource: Some(Any { type_url: SERVICE_TYPE.into(), value: service.encode_to_vec().into() }),
     };
     writer.apply(answer(vec![resource], &[]));
-    assert_eq!(told.await.unwrap().1, ["240.240.0.9"]);
-    assert_eq!(*asked.lock().unwrap(), []);
+    assert_eq!(reply.await.unwrap().1, ["240.240.0.9"]);
+    assert_eq!(*forwards.lock().unwrap(), []);
     // It is not: the name server is queried then.
-    let told = asking("elsewhere.example.");
+    let reply = asking("elsewhere.example.");
     while writer.next_interest().await.unwrap().subscribe != ["elsewhere.example"] {}
-    assert_eq!(*asked.lock().unwrap(), []);
+    assert_eq!(*forwards.lock().unwrap(), []);
     writer.apply(answer(Vec::new(), &["elsewhere.example"]));
-    assert_eq!(told.await.unwrap().1, ["192.0.2.1"]);
-    assert_eq!(asked.lock().unwrap().len(), 1);
+    assert_eq!(reply.await.unwrap().1, ["192.0.2.1"]);
+    assert_eq!(forwards.lock().unwrap().len(), 1);
     // The control plane does not answer.
     let began = std::time::Instant::now();
     assert_eq!(asking("unknown.example.").await.unwrap().1, ["192.0.2.1"]);
     assert!(began.elapsed() >= SILENCE, "{:?}", began.elapsed());
     // A name that only the mesh can know is not sent to other servers, however long it takes.
-    let told = asking("slow.default.svc.cluster.local.");
-    assert_eq!(told.await.unwrap().0, ResponseCode::ServFail);
-    assert_eq!(asked.lock().unwrap().len(), 2);
+    let reply = asking("slow.default.svc.cluster.local.");
+    assert_eq!(reply.await.unwrap().0, ResponseCode::ServFail);
+    assert_eq!(forwards.lock().unwrap().len(), 2);
 }
 
 #[tokio::test]
 async fn consuls_names_are_resolved_by_the_control_plane() {
     use RecordType::{A, PTR, SRV};
     crate::net::connect::probe_marks();
-    let (server, asked) = name_server().await;
+    let (server, forwards) = name_server().await;
     let World { dns, consul_dns, control_plane, writer: _writer } = world(&[server]);
     control_plane.away.store(false, Ordering::Relaxed);
     let real = ["10.0.0.1", "10.0.0.2"];
@@ -287,10 +287,10 @@ async fn consuls_names_are_resolved_by_the_control_plane() {
     // Clients of Consul get the addresses of the instances.
     let name = "order-service.service.consul.";
     assert_eq!(sorted(&consul_dns, name, A).await, (ResponseCode::NoError, real.map(str::to_owned).into()));
-    assert_eq!(*asked.lock().unwrap(), [], "names of Consul stay in the mesh");
+    assert_eq!(*forwards.lock().unwrap(), [], "names of Consul stay in the mesh");
     let mesh_name = "order-service.default.svc.cluster.local.";
     assert_eq!(ask(&consul_dns, mesh_name, A).await.1, ["240.240.0.7"]);
-    assert_eq!(*asked.lock().unwrap(), [], "names of the mesh stay in it");
+    assert_eq!(*forwards.lock().unwrap(), [], "names of the mesh stay in it");
     for (name, kind) in [("example.com.", A), ("9.9.9.10.in-addr.arpa.", PTR), ("api.example.com.", A)] {
         assert_eq!(ask(&consul_dns, name, kind).await.1, ["192.0.2.1"], "{name}");
     }
@@ -324,14 +324,14 @@ async fn negative_answers_carry_a_soa() {
 
 #[tokio::test]
 async fn reverse_queries_of_virtual_ips_name_their_services() {
-    let (server, asked) = name_server().await;
+    let (server, forwards) = name_server().await;
     let World { dns, consul_dns, writer: _writer, .. } = world(&[server]);
     for dns in [&dns, &consul_dns] {
         let (code, names, ttl) = ask(dns, "7.0.240.240.in-addr.arpa.", RecordType::PTR).await;
         let host = "order-service.default.svc.cluster.local.".to_owned();
         assert_eq!((code, names, ttl), (ResponseCode::NoError, vec![host], 30));
     }
-    assert_eq!(*asked.lock().unwrap(), [], "no other server knows them");
+    assert_eq!(*forwards.lock().unwrap(), [], "no other server knows them");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::net::relay::{Moved, RelayEnd, relay};
 use crate::net::stream::{MaybeSocket, Rewind};
 use crate::proxy::activity::Activity;
 use crate::proxy::{Proxy, labels};
-use crate::telemetry::metrics::Pair;
+use crate::telemetry::labels::Pair;
 use crate::upstream::cluster::ClusterView;
 use crate::upstream::dial::{DialError, Dialer, FAILOVER_PATIENCE, connect_through};
 use crate::upstream::pool::TcpSlot;

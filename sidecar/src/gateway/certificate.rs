@@ -12,12 +12,11 @@ use rustls::{CipherSuite, NamedGroup, ProtocolVersion, ServerConnection};
 use rustls_pki_types::CertificateDer;
 use weft_core::gateway::CIPHER_SUITES;
 use weft_core::headers::{Certificate, Peer, Tls};
+use weft_core::hex;
 use x509_parser::asn1_rs::Any;
 use x509_parser::extensions::GeneralName;
 use x509_parser::objects::{oid_registry, oid2abbrev};
 use x509_parser::prelude::{ASN1Time, X509Certificate, X509Name, parse_x509_certificate};
-
-use crate::files::hex;
 
 /// Of the characters of a PEM, these are encoded: all but the dashes of its first and last line.
 const OF_PEM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-');
@@ -59,7 +58,7 @@ fn group(group: NamedGroup) -> Cow<'static, str> {
 /// Reads a certificate's DER; `None`: it cannot be read.
 fn read(der: &[u8]) -> Option<Certificate> {
     let (_, parsed) = parse_x509_certificate(der).ok()?;
-    let digest = |algorithm| hex(digest::digest(algorithm, der).as_ref());
+    let digest = |algorithm| hex::encode(digest::digest(algorithm, der).as_ref());
     let line_feeds = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
     let pem = pem::encode_config(&pem::Pem::new("CERTIFICATE", der), line_feeds);
     let mut certificate = Certificate {
@@ -97,7 +96,7 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
 fn serial(certificate: &X509Certificate<'_>) -> String {
     let bytes = certificate.raw_serial();
     let leading = bytes.iter().take_while(|byte| **byte == 0).count();
-    let text = hex(&bytes[leading..]);
+    let text = hex::encode(&bytes[leading..]);
     if text.is_empty() { "0".to_owned() } else { text }
 }
 
@@ -125,7 +124,7 @@ fn distinguished_name(name: &X509Name<'_>) -> String {
 
 /// The value of an attribute, escaped (RFC 2253, 2.4); bytes over 0x7f too, as OpenSSL does. Of other types, the bytes.
 fn value(any: &Any<'_>) -> String {
-    let Ok(text) = std::str::from_utf8(any.data) else { return format!("#{}", hex(any.data)) };
+    let Ok(text) = std::str::from_utf8(any.data) else { return format!("#{}", hex::encode(any.data)) };
     let mut escaped = String::new();
     let last = text.len().saturating_sub(1);
     for (at, byte) in text.bytes().enumerate() {
@@ -144,6 +143,7 @@ fn value(any: &Any<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use rcgen::{CertificateParams, DnType, KeyPair, SanType, SerialNumber};
+    use weft_identity::certificate::fingerprint;
 
     use super::*;
 
@@ -172,7 +172,7 @@ mod tests {
         );
         assert_eq!((found.addresses.join(","), found.mails.join(",")), ("10.1.2.3,fd00::1".into(), "a@b.c".into()));
         assert_eq!(found.serial, "0aff");
-        assert_eq!((found.sha256, found.sha1.len()), (hex(&crate::files::sha256(made.der())), 40));
+        assert_eq!((found.sha256, found.sha1.len()), (hex::encode(&fingerprint(made.der())), 40));
         assert_eq!(found.start, SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_312_000));
         assert!(found.pem.starts_with("-----BEGIN%20CERTIFICATE-----%0AMII"), "{}", found.pem);
         assert!(found.pem.ends_with("-----END%20CERTIFICATE-----%0A"), "{}", found.pem);

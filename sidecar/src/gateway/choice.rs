@@ -46,11 +46,11 @@ impl Choice {
         let [_, _, ..] = self.keys[..] else { return self.keys.first() };
         let name = name.and_then(|name| ServerName::try_from(name).ok());
         let rank = |key: &&Arc<CertifiedKey>| {
-            let named = name.as_ref().is_some_and(|name| {
+            let has_name = name.as_ref().is_some_and(|name| {
                 let leaf = key.cert.first().and_then(|leaf| ParsedCertificate::try_from(leaf).ok());
                 leaf.is_some_and(|leaf| verify_server_name(&leaf, name).is_ok())
             });
-            (self.can_use(key, schemes, suites), named, key.key.algorithm() == SignatureAlgorithm::ECDSA)
+            (self.can_use(key, schemes, suites), has_name, key.key.algorithm() == SignatureAlgorithm::ECDSA)
         };
         // The first of equals.
         self.keys.iter().min_by_key(|key| Reverse(rank(key)))

@@ -12,13 +12,14 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use weft_core::gateway::{ServerCertificate, Termination, TlsTermination};
 use weft_core::headers::Tls;
+use weft_core::hex;
 use weft_core::identity::SpiffeId;
+use weft_identity::certificate::{fingerprint, spiffe_id};
 
 use super::{PATIENCE, certificate};
-use crate::files::{hex, sha256};
 use crate::net::stream::{ReadAhead, Rewind};
 use crate::proxy::Proxy;
-use crate::tls::identity::{alpn, spiffe_id};
+use crate::tls::identity::alpn;
 use crate::tls::origination::has_one_of;
 
 /// A connection whose TLS is terminated here.
@@ -36,7 +37,7 @@ pub(super) struct TerminatedTls {
 struct Workload {
     id: SpiffeId,
     /// It is of another trust domain.
-    foreign: bool,
+    federated: bool,
 }
 
 /// Terminates TLS.
@@ -64,11 +65,17 @@ pub(super) async fn accept(
             let id = spiffe_id(&leaf)?;
             // The trust bundle may have been removed since the handshake.
             ensure!(credentials.trusts_domain(id.trust_domain()), "{id} is of another trust domain");
-            let foreign = id.trust_domain() != credentials.id.trust_domain();
+            let federated = id.trust_domain() != credentials.id.trust_domain();
             let text = format!("By={};{};Subject=\"\";URI={id}", credentials.id, hash(&leaf));
             let certificate = Some(HeaderValue::try_from(text).context("the identity is no header's value")?);
             let http2 = matches!(stream.get_ref().1.alpn_protocol(), Some(b"h2" | alpn::HTTP2));
-            Ok(TerminatedTls { stream, http2, certificate, leaf: Some(leaf), workload: Some(Workload { id, foreign }) })
+            Ok(TerminatedTls {
+                stream,
+                http2,
+                certificate,
+                leaf: Some(leaf),
+                workload: Some(Workload { id, federated }),
+            })
         }
     }
 }
@@ -83,7 +90,7 @@ async fn handshake(config: &Arc<rustls::ServerConfig>, stream: Rewind<TcpStream>
 }
 
 fn hash(leaf: &CertificateDer<'_>) -> String {
-    format!("Hash={}", hex(&sha256(leaf)))
+    format!("Hash={}", hex::encode(&fingerprint(leaf)))
 }
 
 impl TerminatedTls {
@@ -95,7 +102,7 @@ impl TerminatedTls {
     /// Whether the caller may call a server at which TLS ends so.
     pub(super) fn is_let_in(&self, ending: &TlsTermination) -> bool {
         match &self.workload {
-            Some(workload) => is_named(&workload.id, workload.foreign, &ending.client_names),
+            Some(workload) => is_named(&workload.id, workload.federated, &ending.client_names),
             None if ending.client_names.is_empty() => true,
             None => self.leaf.as_ref().is_some_and(|leaf| {
                 ParsedCertificate::try_from(leaf).is_ok_and(|parsed| has_one_of(&ending.client_names, leaf, &parsed))
@@ -106,8 +113,8 @@ impl TerminatedTls {
 
 /// Whether a workload is one of `callers`, or, where the server names none, of the own trust domain: a workload of another mesh may
 /// call only servers that name it, and a server without names is for this mesh.
-fn is_named(id: &SpiffeId, foreign: bool, callers: &[String]) -> bool {
-    if callers.is_empty() { !foreign } else { callers.iter().any(|caller| *caller == id.to_string()) }
+fn is_named(id: &SpiffeId, federated: bool, callers: &[String]) -> bool {
+    if callers.is_empty() { !federated } else { callers.iter().any(|caller| *caller == id.to_string()) }
 }
 
 #[cfg(test)]
@@ -117,15 +124,15 @@ mod tests {
     #[test]
     fn workloads_of_another_mesh_are_allowed_by_name_alone() {
         let id = SpiffeId::new("mesh", "default", "front").unwrap();
-        let (named, other) = (vec![id.to_string()], vec!["spiffe://mesh/ns/default/sa/fro".to_owned()]);
-        for (foreign, callers, want) in [
+        let (callers_with_id, other) = (vec![id.to_string()], vec!["spiffe://mesh/ns/default/sa/fro".to_owned()]);
+        for (federated, callers, want) in [
             (false, &[][..], true),
             (true, &[], false),
-            (false, &named, true),
-            (true, &named, true),
+            (false, &callers_with_id, true),
+            (true, &callers_with_id, true),
             (false, &other, false),
         ] {
-            assert_eq!(is_named(&id, foreign, callers), want, "{foreign} {callers:?}");
+            assert_eq!(is_named(&id, federated, callers), want, "{federated} {callers:?}");
         }
     }
 }

@@ -20,7 +20,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use rand::Rng;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use weft_core::gateway::{MeshServerName, Server, Speaks, by_server_name, mesh_server, reachable_servers, service};
+use weft_core::gateway::{
+    MeshServerName, Server, ServerProtocol, by_server_name, mesh_server, reachable_servers, service,
+};
 use weft_core::http1::Limits;
 use weft_core::proxy_protocol::ConnectionAddresses;
 use weft_core::request::RequestView;
@@ -64,10 +66,10 @@ async fn connection(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, work
     let _ = stream.set_nodelay(true);
     let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
     let caller = Caller { proxy, worker, peer: canonical(peer), local: canonical(local) };
-    match doors.speaks() {
-        Some(Speaks::Http) => Box::pin(caller.plain(stream, &doors)).await,
-        Some(Speaks::Https | Speaks::Tls) => Box::pin(caller.tls(stream, &doors)).await,
-        Some(Speaks::Tcp) => {
+    match doors.protocol() {
+        Some(ServerProtocol::Http) => Box::pin(caller.plain(stream, &doors)).await,
+        Some(ServerProtocol::Https | ServerProtocol::Tls) => Box::pin(caller.tls(stream, &doors)).await,
+        Some(ServerProtocol::Tcp) => {
             let found = service(&doors.servers, "");
             Box::pin(caller.bytes(stream, Bytes::new(), found.map(|(_, service)| &**service), "")).await;
         }
@@ -82,7 +84,7 @@ impl Caller {
 
     async fn plain(&self, mut stream: TcpStream, doors: &Doors) {
         let first = tokio::time::timeout(PATIENCE, tcp::first(&mut stream, BytesMut::new(), None));
-        let first = self.proxy.quiet.enter(self.peer.ip()).until(first).await;
+        let first = self.proxy.idle.enter(self.peer.ip()).until(first).await;
         let Some(Ok(Ok(First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2))))) = first else { return };
         let stream = Rewind::new(bytes.freeze(), stream);
         let entrance = Entrance { servers: doors.servers.clone(), scheme: "http", tls: None };
@@ -91,7 +93,7 @@ impl Caller {
 
     async fn tls(&self, mut stream: TcpStream, doors: &Doors) {
         let said = tokio::time::timeout(PATIENCE, hello(&mut stream, BytesMut::new()));
-        let said = self.proxy.quiet.enter(self.peer.ip()).until(said).await;
+        let said = self.proxy.idle.enter(self.peer.ip()).until(said).await;
         let Some(Ok(Ok(ClientHello { bytes, name, mesh }))) = said else {
             return;
         };
@@ -106,8 +108,8 @@ impl Caller {
             }
             return self.pass_on(stream, bytes.freeze(), &name).await;
         }
-        if server.protocol == Speaks::Tls {
-            let passing = doors.servers.iter().filter(|server| server.protocol == Speaks::Tls);
+        if server.protocol == ServerProtocol::Tls {
+            let passing = doors.servers.iter().filter(|server| server.protocol == ServerProtocol::Tls);
             let found = service(passing, &name).map(|(_, service)| service.clone());
             return self.bytes(stream, bytes.freeze(), found.as_deref(), &name).await;
         }
@@ -263,7 +265,7 @@ fn from_outside(parts: &mut Parts, peer: SocketAddr, scheme: HeaderValue, certif
 /// Servers of one port that can be served together: those that speak as the oldest does.
 fn together(servers: &[Arc<Server>]) -> (Vec<Arc<Server>>, Vec<Arc<Server>>) {
     let kind = |server: &Server| match server.protocol {
-        Speaks::Https | Speaks::Tls => Speaks::Tls,
+        ServerProtocol::Https | ServerProtocol::Tls => ServerProtocol::Tls,
         other => other,
     };
     let first = servers.first().map(|server| kind(server));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
-use weft_core::gateway::{Server, ServerCertificate, Speaks, Termination};
+use weft_core::gateway::{Server, ServerCertificate, ServerProtocol, Termination};
 use weft_core::inbound::Inbound;
 
 use super::{connection, tls, together};
@@ -31,7 +31,7 @@ pub struct Doors {
 
 impl Doors {
     /// The protocol of the port.
-    pub fn speaks(&self) -> Option<Speaks> {
+    pub fn protocol(&self) -> Option<ServerProtocol> {
         self.servers.first().map(|server| server.protocol)
     }
 }

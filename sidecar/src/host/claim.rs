@@ -124,8 +124,8 @@ mod tests {
         assert!(claim(&name).unwrap().is_none());
         drop(held);
         claim(&name).unwrap().unwrap().keep("order-service".into()).unwrap();
-        let asked = tokio::task::spawn_blocking(move || holder(&name)).await.unwrap().unwrap();
-        assert_eq!(asked.word, "order-service");
-        assert_eq!(asked.process, i32::try_from(std::process::id()).ok());
+        let owner = tokio::task::spawn_blocking(move || holder(&name)).await.unwrap().unwrap();
+        assert_eq!(owner.word, "order-service");
+        assert_eq!(owner.process, i32::try_from(std::process::id()).ok());
     }
 }

@@ -243,17 +243,28 @@ impl Successor {
 
     /// The end of this process after its own connections have ended: it exits under systemd, which knows the successor, and where
     /// a first process follows both; else it becomes the process that the supervisor watches.
+    pub fn end(self) -> End {
+        if notify::is_supervised() || is_successor() { End::Exit(ExitCode::SUCCESS) } else { End::Follow(self) }
+    }
+
+    /// Executes the program again, as `follow`.
     ///
     /// # Errors
-    /// If the program cannot be executed again.
+    /// If it cannot be executed.
     pub fn become_follower(self) -> Result<ExitCode> {
-        if notify::is_supervised() || is_successor() {
-            return Ok(ExitCode::SUCCESS);
-        }
         rustix::io::fcntl_setfd(&self.stream, rustix::io::FdFlags::empty())?;
         let failed = std::process::Command::new(program()?).arg("follow").exec();
         Err(failed).context("cannot execute the program again")
     }
+}
+
+/// How a process ends.
+pub enum End {
+    /// It exits.
+    Exit(ExitCode),
+    /// It becomes a follower of this successor ([`Successor::become_follower`]), once its log is written: execve(2) ends the
+    /// thread that writes it.
+    Follow(Successor),
 }
 
 /// Makes later successors children of this process when the one between ends.

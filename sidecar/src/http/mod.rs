@@ -15,7 +15,7 @@ use rand::Rng;
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite};
 use weft_core::http1::{Limits, Target, is_authority, may_be_trailer, path_and_query};
-use weft_core::path::{self, Normal};
+use weft_core::path::{self, Normalisation};
 use weft_core::reply::{LocalReply, Reason};
 
 use crate::http::body::ResponseBody;
@@ -84,9 +84,9 @@ pub enum Asks {
 
 /// Whether an HTTP/1 request wants to leave HTTP: by an upgrade or CONNECT. `named`: its Connection header names `upgrade`.
 /// `Upgrade: h2c` is ignored as in Envoy (RFC 9110, 7.8, allows it): routes and logs could not see the requests after it.
-pub fn may_upgrade(parts: &Parts, named: bool) -> bool {
+pub fn may_upgrade(parts: &Parts, in_connection: bool) -> bool {
     let is_h2c = |token: &HeaderValue| token.as_bytes().eq_ignore_ascii_case(b"h2c");
-    parts.method == Method::CONNECT || (named && !parts.headers.get_all(UPGRADE).iter().all(is_h2c))
+    parts.method == Method::CONNECT || (in_connection && !parts.headers.get_all(UPGRADE).iter().all(is_h2c))
 }
 
 /// Normalises a request's head, whichever protocol it came by, and finds what it wants besides a response.
@@ -173,9 +173,9 @@ pub fn remove_hop_headers(headers: &mut HeaderMap, keep_upgrade: bool) {
         // The usual values name no header.
         let values = headers.get_all(CONNECTION).iter().filter(|v| *v != "keep-alive" && *v != "close");
         let values = values.filter_map(|v| v.to_str().ok());
-        let named: SmallVec<[HeaderName; 4]> =
+        let in_connection: SmallVec<[HeaderName; 4]> =
             values.flat_map(|v| v.split(',')).filter_map(|name| name.trim().parse().ok()).collect();
-        for name in named.into_iter().filter(|name| !HOP.contains(name)) {
+        for name in in_connection.into_iter().filter(|name| !HOP.contains(name)) {
             headers.remove(name);
         }
     }
@@ -200,11 +200,11 @@ fn takes_trailers(headers: &HeaderMap) -> bool {
 /// Gives a request's path its normal form. `false`: it has none.
 #[must_use]
 fn normalise_path(parts: &mut Parts) -> bool {
-    match path::normal(path_and_query(parts)) {
-        Normal::Already => true,
-        Normal::Never => false,
+    match path::normalise(path_and_query(parts)) {
+        Normalisation::Unchanged => true,
+        Normalisation::Invalid => false,
         // It may be too long in that form: then it has none, and the other one is not to be seen by anything.
-        Normal::Other(path) => Target::parse(path.into()).map(|target| target.replace(parts)).is_ok(),
+        Normalisation::Changed(path) => Target::parse(path.into()).map(|target| target.replace(parts)).is_ok(),
     }
 }
 
@@ -357,8 +357,9 @@ mod tests {
 
     fn admitted(request: http::request::Builder) -> Result<Asks, Reason> {
         let (mut parts, ()) = request.body(()).unwrap().into_parts();
-        let named = parts.headers.get_all("connection").iter().any(|value| value.as_bytes().ends_with(b"Upgrade"));
-        let leaves = may_upgrade(&parts, named);
+        let in_connection =
+            parts.headers.get_all("connection").iter().any(|value| value.as_bytes().ends_with(b"Upgrade"));
+        let leaves = may_upgrade(&parts, in_connection);
         admit(&mut parts, Limits::OUTSIDE, leaves, &["websocket".to_owned()])
     }
 

@@ -16,15 +16,16 @@ use http::Request;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
+use weft_core::hex;
 use weft_core::identity::SpiffeId;
 use weft_core::inbound::{Inbound, MtlsMode};
 use weft_core::policy::Protocol;
 use weft_core::proxy_protocol::ConnectionAddresses;
 use weft_core::sniff::Sniff;
 use weft_core::tls_hello::{Hello, MAX_HELLO, client_hello};
+use weft_identity::certificate::{fingerprint, spiffe_id};
 
 use crate::exchange::tcp::{self, First, To};
-use crate::files::{hex, sha256};
 use crate::http::http1::{Service, Unread};
 use crate::http::incoming::Incoming;
 use crate::http::{serve_http1, serve_http2};
@@ -32,8 +33,8 @@ use crate::net::connect::MARK_DELIVERY;
 use crate::net::stream::{MaybeSocket, ReadAhead, Rewind};
 use crate::proxy::Proxy;
 use crate::proxy::labels;
-use crate::telemetry::metrics::Pair;
-use crate::tls::identity::{alpn, spiffe_id};
+use crate::telemetry::labels::Pair;
+use crate::tls::identity::alpn;
 use http::Version;
 
 /// Silence of a client after which a server may speak first, under PERMISSIVE.
@@ -96,7 +97,7 @@ async fn recognise(
         _ if proxy.ports.speaks_mesh(peer.ip()) => None,
         _ => Some(SILENCE),
     };
-    let first = match proxy.quiet.enter(peer.ip()).until(tls_or_not(&mut stream, budget)).await {
+    let first = match proxy.idle.enter(peer.ip()).until(tls_or_not(&mut stream, budget)).await {
         None => {
             tracing::debug!(%peer, "a silent connection is closed to make room for others");
             return None;
@@ -187,12 +188,15 @@ async fn mesh(
         let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
         let leaf = certificates.first().ok_or_else(|| anyhow::anyhow!("no client certificate"))?;
         let id = spiffe_id(leaf)?;
-        let foreign = id.trust_domain() != credentials.id.trust_domain();
+        let federated = id.trust_domain() != credentials.id.trust_domain();
         // The trust bundle may have been removed since the handshake.
         anyhow::ensure!(credentials.trusts_domain(id.trust_domain()), "{id} is of another trust domain");
         let port = to.port();
-        anyhow::ensure!(!foreign || exported, "{id} of another trust domain calls port {port}, which is not exported");
-        let hash = hex(&sha256(leaf));
+        anyhow::ensure!(
+            !federated || exported,
+            "{id} of another trust domain calls port {port}, which is not exported"
+        );
+        let hash = hex::encode(&fingerprint(leaf));
         Ok((tls, id, hash))
     };
     let (tls, id, hash) = match accepted.await {

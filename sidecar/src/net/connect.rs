@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpStream, UnixStream};
-use weft_agent::checks::target;
+use weft_listen::address;
 
 use crate::net::pod;
 
@@ -152,7 +152,7 @@ pub async fn tcp(
         return begin(socket?, pod::delivery_address(to), timeout, keepalive).await;
     }
     let within = mark_with == MARK_DELIVERY && !marks() && to.is_ipv4() && !to.ip().is_loopback();
-    let from = (within && target::is_local(to.ip())).then_some(DELIVERY_SOURCE.into());
+    let from = (within && address::is_local(to.ip())).then_some(DELIVERY_SOURCE.into());
     open(to, from, mark_with, timeout, keepalive).await
 }
 

@@ -16,7 +16,7 @@ use weft_core::flag::ResponseFlag;
 use weft_core::route::Connection;
 use weft_core::service::{Port, Service};
 use weft_core::sniff::Sniff;
-use weft_core::target::{self, Address, Look};
+use weft_core::target::{self, Address, Inspection};
 
 use crate::control::directory::{Lookup, ServiceView};
 use crate::exchange::tcp::{self, First, Flow, To};
@@ -41,22 +41,22 @@ pub async fn connection(down: &Arc<Downstream>, mut stream: TcpStream, original:
         Lookup::Service(view) => Some(view),
         _ => None,
     };
-    let dialed = OriginalDestination { down, original, service };
-    let budget = match target::look(dialed.compiled(), original.port()) {
-        Look::Pass => return dialed.relay(stream, Bytes::new(), None).await,
-        Look::ServerName => return dialed.tls(stream, BytesMut::new()).await,
-        Look::Http => None,
-        Look::Unknown => Some(SERVER_FIRST_AFTER),
+    let destination = OriginalDestination { down, original, service };
+    let budget = match target::inspection(destination.compiled(), original.port()) {
+        Inspection::Pass => return destination.relay(stream, Bytes::new(), None).await,
+        Inspection::ServerName => return destination.tls(stream, BytesMut::new()).await,
+        Inspection::Http => None,
+        Inspection::Unknown => Some(SERVER_FIRST_AFTER),
     };
     // The first speaker does not matter at an unknown destination that may not be dialed. Nor where a server name decides: a
     // client that is routed by one speaks first, sooner or later.
-    let by_name = dialed.service.is_some() && dialed.asks_for_server_name();
-    let budget = budget.filter(|_| dialed.is_somewhere() && !by_name);
+    let by_name = destination.service.is_some() && destination.asks_for_server_name();
+    let budget = budget.filter(|_| destination.is_somewhere() && !by_name);
     let mut first = tcp::first(&mut stream, BytesMut::new(), budget).await.ok()?;
     let mut opened = None;
     let mut seen = BytesMut::new();
     if let First::Silence(bytes) = first {
-        let mut flow = dialed.open(None).await?;
+        let mut flow = destination.open(None).await?;
         seen.reserve(16 * 1024);
         // The first speaker decides. Both reads lose nothing when they are dropped.
         first = tokio::select! {
@@ -71,14 +71,14 @@ pub async fn connection(down: &Arc<Downstream>, mut stream: TcpStream, original:
     }
     let bytes = match first {
         First::Bytes(bytes, kind @ (Sniff::Http1 | Sniff::Http2)) => return Some((stream, bytes, kind)),
-        First::Bytes(bytes, Sniff::Tls) if opened.is_none() && dialed.asks_for_server_name() => {
-            return dialed.tls(stream, bytes).await;
+        First::Bytes(bytes, Sniff::Tls) if opened.is_none() && destination.asks_for_server_name() => {
+            return destination.tls(stream, bytes).await;
         }
         First::Bytes(bytes, _) | First::Closed(bytes) | First::Silence(bytes) => bytes,
     };
     match opened {
-        Some(flow) => dialed.run(stream, bytes.freeze(), flow, seen.freeze()).await,
-        None => return dialed.relay(stream, bytes.freeze(), None).await,
+        Some(flow) => destination.run(stream, bytes.freeze(), flow, seen.freeze()).await,
+        None => return destination.relay(stream, bytes.freeze(), None).await,
     }
     None
 }
@@ -158,11 +158,12 @@ impl OriginalDestination<'_> {
         let mut endpoint = cluster.config.original_destination.then(|| endpoints::passthrough(self.original));
         if cluster.config.headless {
             let names = &service.service.names;
-            endpoint = target::chosen(&cluster.config, &cluster.endpoints, Some(self.original), "", names).cloned();
+            endpoint =
+                target::headless_endpoint(&cluster.config, &cluster.endpoints, Some(self.original), "", names).cloned();
         }
         if cluster.config.dynamic_dns {
-            let named = cluster.dynamic_endpoint(server_name.unwrap_or_default());
-            endpoint = Some(named.map_err(|_| "the server name is none of the hosts that may be called")?);
+            let dynamic = cluster.dynamic_endpoint(server_name.unwrap_or_default());
+            endpoint = Some(dynamic.map_err(|_| "the server name is none of the hosts that may be called")?);
         }
         Ok(Way { cluster, endpoint })
     }

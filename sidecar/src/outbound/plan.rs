@@ -149,14 +149,14 @@ async fn place(down: &Downstream, parts: &Parts) -> Place {
     // An address as authority names no service; the original destination may.
     if let Some(host) = target::name(authority(parts))
         && let Lookup::Service(view) = directory.lookup(&host).await
-        && target::takes(&view.service, port, down.original)
+        && target::accepts(&view.service, port, down.original)
     {
         return Place::Service(view, port, true);
     }
     let Some(original) = down.original.or_else(|| authority(parts).parse().ok()) else {
         return Place::None(Reason::UnknownHost);
     };
-    dialed(down, original).await
+    by_original_destination(down, original).await
 }
 
 /// The destination of a request at a gateway, by its authority.
@@ -176,7 +176,7 @@ async fn entered(down: &Downstream, entrance: &Entrance, parts: &Parts) -> Place
 }
 
 /// The destination of a request by the connection's original destination.
-async fn dialed(down: &Downstream, original: SocketAddr) -> Place {
+async fn by_original_destination(down: &Downstream, original: SocketAddr) -> Place {
     if let Lookup::Service(view) = down.proxy.directory.lookup(&original.to_string()).await {
         if view.service.addresses.contains(&original.ip()) {
             return Place::Service(view, original.port(), down.original.is_none());
@@ -291,10 +291,10 @@ fn fixed(
     }
     if config.headless {
         let names = &service.service.names;
-        return Ok(target::chosen(config, &cluster.endpoints, down.original, view.authority, names).cloned());
+        return Ok(target::headless_endpoint(config, &cluster.endpoints, down.original, view.authority, names).cloned());
     }
-    let dialed = config.original_destination.then_some(down.original).flatten();
-    Ok(dialed.map(|to| down.passthrough.endpoint_of(cluster, to)))
+    let original = config.original_destination.then_some(down.original).flatten();
+    Ok(original.map(|to| down.passthrough.endpoint_of(cluster, to)))
 }
 
 /// A gateway's `httpsRedirect`: as Envoy, 301, and the port is that of https.

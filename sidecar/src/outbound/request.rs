@@ -33,7 +33,7 @@ use crate::http::incoming::{Incoming, Upgrade};
 use crate::http::{Asks, address_response, admit, authority, ensure_request_id};
 use crate::proxy::activity::Active;
 use crate::proxy::{labels, proxy_context};
-use crate::telemetry::metrics::Pair;
+use crate::telemetry::labels::Pair;
 
 /// Serves one request of the application.
 // Inlined, so that the task's state is made where it stays: it is large, and would be copied there otherwise.

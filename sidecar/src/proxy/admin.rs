@@ -15,7 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use weft_agent::quiet::Quiet;
+use weft_listen::idle::IdleLimit;
 
 use crate::control::directory::Name;
 use crate::net::connect;
@@ -39,7 +39,7 @@ pub enum Pages {
 
 /// Serves for ever.
 pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, pages: Pages) {
-    let quiet = Arc::<Quiet>::default();
+    let idle = Arc::<IdleLimit>::default();
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -48,7 +48,7 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, pages: Pages) {
                 continue;
             }
         };
-        let (proxy, connection) = (proxy.clone(), Arc::new(quiet.enter(from.ip())));
+        let (proxy, connection) = (proxy.clone(), Arc::new(idle.enter(from.ip())));
         tokio::spawn(async move {
             let own = connection.clone();
             let service = service_fn(move |request: Request<Incoming>| {

@@ -1,4 +1,4 @@
-//! Source and destination: the labels of requests and connections, as [`crate::telemetry::metrics`] counts them.
+//! Source and destination: the labels of requests and connections, as [`crate::telemetry::labels`] has them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use weft_core::names;
 
 use crate::control::directory::ServiceView;
 use crate::proxy::Proxy;
-use crate::telemetry::metrics::{Pair, Workload};
+use crate::telemetry::labels::{Pair, Workload};
 use crate::upstream::cluster::ClusterView;
 
 /// Labels of calls to an endpoint of a cluster; `None`: no endpoint is chosen yet.

@@ -10,8 +10,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use http::{HeaderValue, Response, StatusCode, header};
-use weft_agent::quiet::Quiet;
 use weft_core::headers::ProxyContext;
+use weft_listen::idle::IdleLimit;
 
 use crate::control::directory::Directory;
 use crate::host;
@@ -19,7 +19,8 @@ use crate::host::redirect::guard::Redirection;
 use crate::proxy::activity::Activity;
 use crate::proxy::ports::Ports;
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::metrics::{Metrics, Workload};
+use crate::telemetry::labels::Workload;
+use crate::telemetry::metrics::Metrics;
 use crate::tls::identity::Identity;
 
 /// Settings of the operator.
@@ -34,7 +35,7 @@ pub struct Settings {
     /// Protocols that requests may switch to (`Upgrade`), in lower case; `connect` stands for CONNECT.
     pub upgrades: Vec<String>,
     /// Host names of the endpoints on loopback.
-    pub names: weft_agent::page::Names,
+    pub names: weft_listen::page::Names,
 }
 
 impl Settings {
@@ -88,7 +89,7 @@ pub struct Proxy {
     /// Ports of the application.
     pub ports: Ports,
     /// Connections from outside that are silent so far: their number is bounded, so that sockets are left for others.
-    pub quiet: Arc<Quiet>,
+    pub idle: Arc<IdleLimit>,
     /// The state of the redirection of the pod's traffic.
     pub redirection: Arc<Redirection>,
     /// Choices.

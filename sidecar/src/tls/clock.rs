@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use weft_core::clock::{self, WORTH_A_WORD, unix_ms};
+use weft_core::clock::{self, SKEW_THRESHOLD, unix_ms};
 
 /// The difference that was measured last.
 #[derive(Debug, Default)]
@@ -17,9 +17,9 @@ impl Clock {
     pub fn measured(&self, sent: SystemTime, theirs: u64) {
         let Some(ahead_ms) = clock::ahead_ms(unix_ms(sent), unix_ms(SystemTime::now()), theirs) else { return };
         let before = self.ahead_ms.swap(ahead_ms, Ordering::Relaxed);
-        let differs = |ms: i64| Duration::from_millis(ms.unsigned_abs()) > WORTH_A_WORD;
+        let differs = |ms: i64| Duration::from_millis(ms.unsigned_abs()) > SKEW_THRESHOLD;
         if differs(ahead_ms) && !differs(before) {
-            let apart = clock::words(ahead_ms);
+            let apart = clock::describe(ahead_ms);
             tracing::warn!(
                 "this machine's clock is {apart} the control plane's: certificates end by the one and begin by the other"
             );
@@ -37,7 +37,7 @@ impl Clock {
         clock::breaks_handshakes(ahead_ms, lifetime).then(|| {
             format!(
                 "this machine's clock is {} the control plane's: certificates cannot be verified",
-                clock::words(ahead_ms)
+                clock::describe(ahead_ms)
             )
         })
     }

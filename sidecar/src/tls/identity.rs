@@ -2,33 +2,31 @@
 //! both.
 //!
 //! Credentials are one immutable value behind an `ArcSwap`: a renewal replaces the whole, and a handshake takes the value
-//! that is current when it starts. TLS 1.3 only: both ends are sidecars. Rustls verifies the chain; it does not know SPIFFE,
-//! so that the names in certificates are compared here.
-
-mod verify;
+//! that is current when it starts. TLS 1.3 only: both ends are sidecars. [`weft_identity::verify`] verifies
+//! the other end.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use weft_core::identity::SpiffeId;
+use weft_core::renewal::Renewal;
+use weft_identity::certificate::{fingerprint, spiffe_id, validity};
+use weft_identity::token::JoinClaims;
+use weft_identity::verify::{Domains, ServerVerifier, Trust};
+use weft_identity::{grant, provider};
+
 use crate::tls::clock::Clock;
 use crate::tls::origination::Originations;
 use anyhow::{Context, Result, bail, ensure};
 use arc_swap::ArcSwapOption;
-use aws_lc_rs::digest;
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustls::client::Resumption;
-use rustls::crypto::CryptoProvider;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use verify::{Domains, MeshVerifier, Trust};
 use weft_agent::connect::Leaf;
-use weft_agent::grant;
-use weft_core::identity::SpiffeId;
-use weft_core::renewal::Renewal;
+use weft_agent::files::write_private;
 
 /// ALPN names between sidecars: they mark mesh TLS and name the protocol inside.
 pub mod alpn {
@@ -42,65 +40,25 @@ pub mod alpn {
     pub const ALL: [&[u8]; 3] = [HTTP1, HTTP2, TCP];
 }
 
-/// Workload names of the control plane's own identity.
-const CONTROL_PLANE: (&str, &str) = ("weft-system", "weft-control-plane");
-
-/// The claims of a join token that concern its holder. Its signature is for the control plane alone.
-#[derive(Debug, Clone, Deserialize)]
-pub struct TokenClaims {
-    /// Trust domain of the mesh.
-    pub trust_domain: String,
-    /// Namespace of the workload.
-    pub namespace: String,
-    /// Service account of the workload.
-    pub service_account: String,
-    /// Services that it may register, or the name of a grant ([`weft_agent::grant`]).
-    pub services: Vec<String>,
-    /// End, seconds since 1970.
-    pub expires: u64,
-    /// Hex SHA-256 of the root certificate.
-    pub root: String,
+/// The claims of the join token in `file`, unless there is none or it cannot be read: one that is not needed may be gone.
+pub fn claims_of_file(file: Option<&Path>) -> Option<JoinClaims> {
+    let text = std::fs::read_to_string(file?).ok()?;
+    JoinClaims::read(&text).map_err(|e| tracing::warn!("ignoring the join token: {e:#}")).ok()
 }
 
-impl TokenClaims {
-    /// Reads the claims of a token.
-    ///
-    /// # Errors
-    /// When it is not a token.
-    pub fn read(token: &str) -> Result<TokenClaims> {
-        let claims = token.trim().strip_prefix("weft1.").and_then(|t| t.split_once('.')).map(|(claims, _)| claims);
-        let claims = claims.context("not a join token (its form is weft1.….…)")?;
-        let json = URL_SAFE_NO_PAD.decode(claims).context("the join token is damaged")?;
-        serde_json::from_slice(&json).context("the join token is damaged")
+/// How a token's identity differs from the certificate of an earlier one; `None`: both entitle to the same.
+fn difference(token: &JoinClaims, held: &Credentials) -> Option<String> {
+    let claimed = token.uri();
+    if claimed != held.id.as_str() {
+        return Some(format!("the identity {claimed}, not {}", held.id));
     }
-
-    /// The claims of the token in `file`, unless there is none or it cannot be read: one that is not needed may be gone.
-    pub fn of_file(file: Option<&Path>) -> Option<TokenClaims> {
-        let text = std::fs::read_to_string(file?).ok()?;
-        TokenClaims::read(&text).map_err(|e| tracing::warn!("ignoring the join token: {e:#}")).ok()
+    if !grant::are_same(&token.services, &held.services) {
+        let (claimed, held) = (grant::shown(&token.services), grant::shown(&held.services));
+        return Some(format!("the services {claimed}, not {held}"));
     }
-
-    /// How the token's identity differs from the certificate of an earlier one; `None`: both entitle to the same.
-    fn differs_from(&self, held: &Credentials) -> Option<String> {
-        let named = format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account);
-        if named != held.id.to_string() {
-            return Some(format!("the identity {named}, not {}", held.id));
-        }
-        if !grant::are_same(&self.services, &held.services) {
-            let (named, held) = (grant::shown(&self.services), grant::shown(&held.services));
-            return Some(format!("the services {named}, not {held}"));
-        }
-        let root = self.fingerprint().ok()?;
-        let is_root = |der: &Vec<u8>| digest::digest(&digest::SHA256, der).as_ref() == root;
-        (!held.stored.roots_der.iter().any(is_root)).then(|| "another root: that of another mesh".to_owned())
-    }
-
-    fn fingerprint(&self) -> Result<[u8; 32]> {
-        let bytes = (0..self.root.len()).step_by(2).map(|i| u8::from_str_radix(self.root.get(i..i + 2)?, 16).ok());
-        let bytes: Option<Vec<u8>> = bytes.collect();
-        let bytes = bytes.and_then(|b| <[u8; 32]>::try_from(b).ok());
-        bytes.context("the join token's root fingerprint is damaged")
-    }
+    let root = token.fingerprint().ok()?;
+    let is_root = |der: &Vec<u8>| fingerprint(der) == root;
+    (!held.stored.roots_der.iter().any(is_root)).then(|| "another root: that of another mesh".to_owned())
 }
 
 /// Credentials as they are kept on disk (mode 0600), so that a restart needs no control plane.
@@ -168,7 +126,7 @@ impl Credentials {
         let mut gateway = server.clone();
         gateway.alpn_protocols.extend([b"h2".to_vec(), b"http/1.1".to_vec()]);
 
-        let client = |verifier: Arc<MeshVerifier>, alpn: &[u8], resumption: Resumption| -> Result<_> {
+        let client = |verifier: Arc<ServerVerifier>, alpn: &[u8], resumption: Resumption| -> Result<_> {
             let mut config = rustls::ClientConfig::builder_with_provider(provider())
                 .with_protocol_versions(&[&rustls::version::TLS13])?
                 .dangerous()
@@ -178,9 +136,9 @@ impl Credentials {
             config.resumption = resumption;
             Ok(Arc::new(config))
         };
-        let peers = Arc::new(MeshVerifier::new(Trust::Domains(domains), None));
-        let control_id = SpiffeId::new(id.trust_domain(), CONTROL_PLANE.0, CONTROL_PLANE.1)?;
-        let control = Arc::new(MeshVerifier::new(Trust::Domains(Arc::new(own)), Some(control_id)));
+        let peers = Arc::new(ServerVerifier::new(Trust::Domains(domains), None));
+        let control_id = SpiffeId::control_plane(id.trust_domain())?;
+        let control = Arc::new(ServerVerifier::new(Trust::Domains(Arc::new(own)), Some(control_id)));
         let sessions = || Resumption::in_memory_sessions(256);
         Ok(Credentials {
             server: Arc::new(server),
@@ -261,13 +219,13 @@ pub struct Identity {
 impl Identity {
     /// The identity kept in `data_dir`, with the credentials of an earlier run if they are still valid and match the join token.
     /// `credentials`: the folder of credentials that are not the mesh's.
-    pub fn open(data_dir: Option<&Path>, credentials: &Path, token: Option<&TokenClaims>) -> Identity {
+    pub fn open(data_dir: Option<&Path>, credentials: &Path, token: Option<&JoinClaims>) -> Identity {
         let file = data_dir.map(|dir| dir.join("identity.json"));
         let outside = Originations::new(credentials.to_owned());
         let mut identity = Identity { file, outside, ..Identity::default() };
         let loaded = identity.load();
         if let (Some(token), Ok(Some(saved))) = (token, &loaded)
-            && let Some(difference) = token.differs_from(saved)
+            && let Some(difference) = difference(token, saved)
         {
             tracing::warn!("the join token names {difference}: the saved certificate is set aside, joining anew");
             identity.replaces_another = true;
@@ -346,7 +304,7 @@ impl Identity {
             self.current.store(Some(Arc::new(believing)));
         }
         let Some(file) = self.file.clone() else { return };
-        let write = move || crate::files::write_private(&file, &serde_json::to_vec(&stored)?);
+        let write = move || write_private(&file, &serde_json::to_vec(&stored)?);
         // A disk may take its time, and others wait for this thread.
         if let Ok(Err(e)) = tokio::task::spawn_blocking(write).await {
             tracing::warn!("the certificate could not be saved, a restart will need the control plane: {e:#}");
@@ -372,9 +330,9 @@ impl Identity {
     ///
     /// # Errors
     /// When the claims are damaged.
-    pub fn first_contact(claims: &TokenClaims) -> Result<Arc<rustls::ClientConfig>> {
-        let id = SpiffeId::new(&claims.trust_domain, CONTROL_PLANE.0, CONTROL_PLANE.1)?;
-        let verifier = MeshVerifier::new(Trust::Fingerprint(claims.fingerprint()?), Some(id));
+    pub fn first_contact(claims: &JoinClaims) -> Result<Arc<rustls::ClientConfig>> {
+        let id = SpiffeId::control_plane(&claims.trust_domain)?;
+        let verifier = ServerVerifier::new(Trust::Fingerprint(claims.fingerprint()?), Some(id));
         let mut config = rustls::ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
@@ -438,30 +396,6 @@ impl PendingKey {
             not_after,
         })
     }
-}
-
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
-}
-
-/// The SPIFFE ID of a certificate: its one URI name.
-///
-/// # Errors
-/// When it has none, several, or another kind of URI.
-pub fn spiffe_id(certificate: &CertificateDer<'_>) -> Result<SpiffeId> {
-    let parsed = webpki::EndEntityCert::try_from(certificate).context("the certificate cannot be read")?;
-    let mut uris = parsed.valid_uri_names();
-    let id = uris.next().context("the certificate has no SPIFFE ID")?;
-    if uris.next().is_some() {
-        bail!("the certificate has more than one URI name");
-    }
-    Ok(id.parse()?)
-}
-
-fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime)> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).context("the certificate cannot be read")?;
-    let time = |t: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(t).unwrap_or(0));
-    Ok((time(parsed.validity().not_before.timestamp()), time(parsed.validity().not_after.timestamp())))
 }
 
 #[cfg(test)]

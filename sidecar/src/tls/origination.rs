@@ -12,6 +12,7 @@ use rustls::ClientConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use weft_core::policy::Origination;
+use weft_identity::provider;
 
 use crate::tls::identity::alpn;
 use files::{Changes, Files};
@@ -88,7 +89,7 @@ impl Originations {
 }
 
 fn build(origination: &Origination, files: &Files, inside: Inside) -> Result<ClientConfig> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = provider();
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier(origination, files, provider)?);
     let mut config = match &files.client {

@@ -8,17 +8,17 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use weft_core::balance::{Balancer, Here};
+use weft_core::balance::{Balancer, Inputs};
 use weft_core::endpoint::{Endpoint, EndpointConfig, for_cluster};
 use weft_core::limits::ClusterLimits;
-use weft_core::locality::Place;
+use weft_core::locality::Location;
 use weft_core::outcome::Outcome;
 use weft_core::outlier::Detector;
 use weft_core::policy::{Cluster, ConnectionPool, OutlierDetection, TargetPort};
 use weft_core::pool::EndpointId;
 use weft_core::reply::Reason;
 
-use crate::telemetry::metrics::Pair;
+use crate::telemetry::labels::Pair;
 use crate::tls::identity::Identity;
 use crate::upstream::dial::Dialer;
 use crate::upstream::dynamic_hosts::DynamicHosts;
@@ -45,7 +45,7 @@ pub struct ClusterView {
     /// Generation of the connection settings when the view was made; see [`crate::upstream::pool`].
     pub generation: u32,
     /// Where this proxy is.
-    place: Arc<Place>,
+    location: Arc<Location>,
     balancer: ArcSwap<Balancer>,
     detector: Option<Detector>,
     /// Of those endpoints that are gateways of other data centres.
@@ -60,7 +60,7 @@ impl ClusterView {
     pub fn new(
         config: Arc<Cluster>,
         endpoints: &[Arc<EndpointConfig>],
-        place: &Arc<Place>,
+        location: &Arc<Location>,
         previous: Option<&ClusterView>,
     ) -> ClusterView {
         let old = previous.map(|p| p.endpoints.as_slice()).unwrap_or_default();
@@ -102,13 +102,13 @@ impl ClusterView {
             .clone()
             .map(|policy| Detector::new(policy, here, previous.and_then(|p| p.detector.as_ref())));
         let before = previous.map(|p| p.balancer.load_full());
-        let here = Here { place, now: Instant::now() };
-        let balancer = ArcSwap::from_pointee(Balancer::new(&config, &endpoints, here, before.as_deref()));
+        let inputs = Inputs { location, now: Instant::now() };
+        let balancer = ArcSwap::from_pointee(Balancer::new(&config, &endpoints, inputs, before.as_deref()));
         let pairs = endpoints.iter().map(|endpoint| (endpoint.state.id(), OnceLock::new())).collect();
         ClusterView {
             config,
             endpoints,
-            place: place.clone(),
+            location: location.clone(),
             generation: shared.pool.generation(),
             shared,
             balancer,
@@ -132,7 +132,7 @@ impl ClusterView {
     /// # Errors
     /// If it is no host of the cluster, or too many are in use.
     pub fn dynamic_endpoint(&self, authority: &str) -> Result<Arc<Endpoint>, Reason> {
-        let host = self.config.named(authority).ok_or(Reason::UnknownHost)?;
+        let host = self.config.dynamic_host(authority).ok_or(Reason::UnknownHost)?;
         let port = match self.config.target_port {
             TargetPort::Number(port) => port,
             TargetPort::Registered | TargetPort::Named { .. } => self.config.port,
@@ -220,7 +220,7 @@ impl ClusterView {
         // Race window: two rebuild at once, and the older result may be stored last. The next ejection or tick mends it;
         // until then one endpoint more or less is in use.
         let old = self.balancer.load_full();
-        let here = Here { place: &self.place, now: Instant::now() };
-        self.balancer.store(Arc::new(Balancer::new(&self.config, &self.endpoints, here, Some(&old))));
+        let inputs = Inputs { location: &self.location, now: Instant::now() };
+        self.balancer.store(Arc::new(Balancer::new(&self.config, &self.endpoints, inputs, Some(&old))));
     }
 }

@@ -14,6 +14,7 @@ use weft_core::identity::SpiffeId;
 use weft_core::outcome::Outcome;
 use weft_core::policy::{Cluster, Http2Keepalive, Origination, Tls};
 use weft_core::proxy_protocol::{self, ConnectionAddresses};
+use weft_identity::certificate::spiffe_id;
 
 use crate::http::http1;
 use crate::http::http2;
@@ -21,7 +22,7 @@ use crate::net::connect::{self, Keepalive, MARK_UPSTREAM};
 use crate::net::stream::{MaybeSocket, ReadAhead, Socket};
 use crate::net::transport::Transport;
 use crate::resolve::lookup;
-use crate::tls::identity::{Identity, alpn, spiffe_id};
+use crate::tls::identity::{Identity, alpn};
 use crate::upstream::pool::Opened;
 
 /// Longest wait for a connection through a gateway of another data centre: the request may still be answered at home.
@@ -166,7 +167,7 @@ async fn originate(
 pub async fn connect_through(cluster: &Cluster, endpoint: &Endpoint, mark: u32) -> Result<Transport, DialError> {
     let limit = cluster.pool.connect_timeout;
     match tokio::time::timeout(limit, dial(cluster, endpoint, mark)).await {
-        Ok(dialed) => dialed.map(Transport::Plain),
+        Ok(stream) => stream.map(Transport::Plain),
         Err(_) => Err(DialError::new(Outcome::ConnectTimeout, format!("no connection within {limit:?}"))),
     }
 }

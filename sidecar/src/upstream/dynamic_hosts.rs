@@ -28,7 +28,7 @@ struct State {
 
 struct Known {
     endpoint: Arc<Endpoint>,
-    asked: u64,
+    last_use: u64,
 }
 
 impl Known {
@@ -47,7 +47,7 @@ impl DynamicHosts {
         if let Some(known) = state.known.get_mut(host)
             && known.endpoint.config.port == port
         {
-            known.asked = now;
+            known.last_use = now;
             return (Some(known.endpoint.clone()), None);
         }
         let gone = match state.known.remove(host) {
@@ -56,14 +56,14 @@ impl DynamicHosts {
             None if state.known.len() < MOST => None,
             None => {
                 let idle = state.known.iter().filter(|(_, known)| known.is_idle());
-                let oldest = idle.min_by_key(|(_, known)| known.asked).map(|(host, _)| host.clone());
+                let oldest = idle.min_by_key(|(_, known)| known.last_use).map(|(host, _)| host.clone());
                 let Some(oldest) = oldest else { return (None, None) };
                 state.known.remove(&oldest)
             }
         };
         let host: Arc<str> = host.into();
         let endpoint = unregistered(Address::Name(host.clone()), port, Target::RequestHost(host.clone(), port));
-        state.known.insert(host, Known { endpoint: endpoint.clone(), asked: now });
+        state.known.insert(host, Known { endpoint: endpoint.clone(), last_use: now });
         (Some(endpoint), gone.map(|gone| gone.endpoint.state.id()))
     }
 }
@@ -74,36 +74,36 @@ mod tests {
 
     #[test]
     fn dynamic_hosts_have_one_endpoint_each() {
-        let named = DynamicHosts::default();
-        let first = named.endpoint("a.test", 80).0.unwrap();
+        let hosts = DynamicHosts::default();
+        let first = hosts.endpoint("a.test", 80).0.unwrap();
         assert_eq!((&*first.key, &first.target), ("a.test:80", &Target::RequestHost("a.test".into(), 80)));
-        assert!(Arc::ptr_eq(&first, &named.endpoint("a.test", 80).0.unwrap()));
-        let (second, gone) = named.endpoint("a.test", 8080);
+        assert!(Arc::ptr_eq(&first, &hosts.endpoint("a.test", 80).0.unwrap()));
+        let (second, gone) = hosts.endpoint("a.test", 8080);
         assert_eq!((&*second.unwrap().key, gone), ("a.test:8080", Some(first.state.id())));
     }
 
     #[test]
     fn the_least_recently_used_idle_host_is_evicted() {
-        let named = DynamicHosts::default();
-        let held = named.endpoint("n0.test", 80).0.unwrap();
-        let second = named.endpoint("n1.test", 80).0.unwrap().state.id();
-        let flight = named.endpoint("n2.test", 80).0.unwrap().state.enter();
-        let fourth = named.endpoint("n3.test", 80).0.unwrap().state.id();
-        (4..MOST).for_each(|n| assert!(named.endpoint(&format!("n{n}.test"), 80).1.is_none()));
-        assert_eq!(named.endpoint("more.test", 80).1, Some(second));
-        assert_eq!(named.endpoint("again.test", 80).1, Some(fourth));
-        assert!(Arc::ptr_eq(&held, &named.endpoint("n0.test", 80).0.unwrap()));
-        assert_eq!(named.0.lock().unwrap().known.len(), MOST);
+        let hosts = DynamicHosts::default();
+        let held = hosts.endpoint("n0.test", 80).0.unwrap();
+        let second = hosts.endpoint("n1.test", 80).0.unwrap().state.id();
+        let flight = hosts.endpoint("n2.test", 80).0.unwrap().state.enter();
+        let fourth = hosts.endpoint("n3.test", 80).0.unwrap().state.id();
+        (4..MOST).for_each(|n| assert!(hosts.endpoint(&format!("n{n}.test"), 80).1.is_none()));
+        assert_eq!(hosts.endpoint("more.test", 80).1, Some(second));
+        assert_eq!(hosts.endpoint("again.test", 80).1, Some(fourth));
+        assert!(Arc::ptr_eq(&held, &hosts.endpoint("n0.test", 80).0.unwrap()));
+        assert_eq!(hosts.0.lock().unwrap().known.len(), MOST);
         drop(flight);
-        assert!(named.endpoint("last.test", 80).0.is_some());
+        assert!(hosts.endpoint("last.test", 80).0.is_some());
     }
 
     #[test]
     fn hosts_in_use_are_not_evicted() {
-        let named = DynamicHosts::default();
-        let all: Vec<_> = (0..MOST).map(|n| named.endpoint(&format!("n{n}.test"), 80).0.unwrap()).collect();
-        assert!(named.endpoint("more.test", 80).0.is_none());
+        let hosts = DynamicHosts::default();
+        let all: Vec<_> = (0..MOST).map(|n| hosts.endpoint(&format!("n{n}.test"), 80).0.unwrap()).collect();
+        assert!(hosts.endpoint("more.test", 80).0.is_none());
         drop(all);
-        assert!(named.endpoint("more.test", 80).0.is_some());
+        assert!(hosts.endpoint("more.test", 80).0.is_some());
     }
 }

@@ -1,4 +1,4 @@
-"""headers, rewrite, redirect, directResponse, mirror: what the other side sees."""
+"""headers, rewrite, redirect, directResponse, mirror: the effects at the other side."""
 from case import ALL, Ask, Case, Endpoint
 from envoy import route, weighted
 
@@ -25,7 +25,7 @@ def of_envoy(headers):
 
 
 def merged(*levels):
-    """A single destination's changes join the route's."""
+    """A single destination's changes are combined with the route's."""
     found = {}
     for level in levels:
         for side, changes in level.items():
@@ -87,8 +87,8 @@ CASES = [
             [Ask(headers=REQUEST)], {"request": {"set": {"x-a": "destination"}, "remove": ["x-c"]}}),
     both_levels(),
     changed("a body's length and type stay", {"request": {"set": {"x-a": "1"}}}, [Ask(method="POST", body="hello", headers={"content-type": "text/x"})]),
-    *[changed(f"formatter, {what}", {"request": {"set": {"x-formed": text}}}, [Ask("/p?q=r", headers=REQUEST, source="127.0.0.9")])
-      for text, what in FORMATTERS.items()],
+    *[changed(f"formatter, {name}", {"request": {"set": {"x-formed": text}}}, [Ask("/p?q=r", headers=REQUEST, source="127.0.0.9")])
+      for text, name in FORMATTERS.items()],
     changed("a formatter in the answer", {"response": {"set": {"x-formed": "%REQ(x-user)%"}}}, [Ask(headers=REQUEST)]),
     rewritten("of a prefix", {"uri": {"prefix": "/a"}}, {"uri": "/z"}, {"prefix": "/a"}, {"prefix_rewrite": "/z"},
               [Ask("/a"), Ask("/ab?c=d"), Ask("/a/b/c")]),

@@ -1,5 +1,5 @@
-"""Which host's routes a request takes, and which server name's TLS does: the exact one's, else those of the longest wildcard. `@` is the
-case's own host. (Of server names Envoy takes no wildcards for a part of a label.)"""
+"""The host whose routes a request takes, and the server name whose routes TLS takes: an exact one first, else the longest wildcard. `@` is
+the case's own host. (Of server names Envoy takes no wildcards for a part of a label.)"""
 from case import Ask, Case
 
 
@@ -9,9 +9,9 @@ def domains(name, hosts, names):
                 same=("status", "flags"))
 
 
-def named(name, names, asked):
+def by_server_name(name, names, queries):
     """TLS by server name."""
-    return Case(f"server names: {name}", server_names=names, asks=[Ask(server_name=one) for one in asked], same=("port",))
+    return Case(f"server names: {name}", server_names=names, asks=[Ask(server_name=one) for one in queries], same=("port",))
 
 
 PARTS = ["*-@", "*@", "*.@", "a-@"]
@@ -24,9 +24,9 @@ CASES = [
     domains("wildcards one within the other", ["*o-@", "*oo-@", "*-@", "*.foo-@"], ["foo-@", "oo-@", "o-@", "a-@", "zoo-@", "a.foo-@", ".foo-@"]),
     domains("a star stands for one character at least", ["*b-@", "*-@"], ["ab-@", "b-@", "bb-@"]),
     domains("an exact host beside its wildcard", ["*eu-@", "eu-@", "*-@"], ["eu-@", "aeu-@", "xu-@", "a.eu-@"]),
-    named("an exact one", ["a.@"], ["a.@", "A.@", "b.@", "b.a.@", "@"]),
-    named("a wildcard of names below", ["*.@"], ["a.@", "a.b.@", "A.@", "@", "a@"]),
-    named("the longest wildcard", ["*.@", "*.b.@", "a.b.@"], ["a.@", "a.b.@", "c.b.@", "d.c.b.@", "b.@", "@"]),
-    named("the longest wildcard, whatever the order", ["a.b.@", "*.b.@", "*.@"], ["a.@", "a.b.@", "c.b.@", "d.c.b.@", "b.@", "@"]),
-    named("a wildcard beside the name that it is of", ["*.@", "@"], ["@", "a.@", "A.@"]),
+    by_server_name("an exact one", ["a.@"], ["a.@", "A.@", "b.@", "b.a.@", "@"]),
+    by_server_name("a wildcard of names below", ["*.@"], ["a.@", "a.b.@", "A.@", "@", "a@"]),
+    by_server_name("the longest wildcard", ["*.@", "*.b.@", "a.b.@"], ["a.@", "a.b.@", "c.b.@", "d.c.b.@", "b.@", "@"]),
+    by_server_name("the longest wildcard, whatever the order", ["a.b.@", "*.b.@", "*.@"], ["a.@", "a.b.@", "c.b.@", "d.c.b.@", "b.@", "@"]),
+    by_server_name("a wildcard beside the name that it is of", ["*.@", "@"], ["@", "a.@", "A.@"]),
 ]

@@ -1,4 +1,4 @@
-"""Envoy's formatters in header operations: what does not differ from proxy to proxy is compared, the rest has one form in both."""
+"""Envoy's formatters in header operations: values that are equal for all proxies are compared, the others have the same form in both."""
 import dataclasses
 import re
 
@@ -15,7 +15,7 @@ def both(text, **more):
 
 
 def of_target(text):
-    """Of what the request asks for, also behind a proxy that has rewritten it."""
+    """The request's authority and path, also behind a proxy that has rewritten them."""
     written = {"x-envoy-original-path": "/first?a=o", "x-envoy-original-host": "first.test"}
     asks = [Ask("/x/y?a=b%20c+d&a=d&e&%62=1"), Ask("/x?a=%ff"), Ask("/x/y?a=1", headers=written)]
     operations = {"request": {"set": {"x-new": f"<{text}>"}}, "response": {"set": {"x-formed": text}}}
@@ -23,7 +23,7 @@ def of_target(text):
 
 
 def rewritten(text):
-    """Of a request that the route rewrites: in the request what the client wrote, in the answer what was made of it."""
+    """A request that the route rewrites: the client's values in the request, the rewritten ones in the response."""
     operations = {"request": {"set": {"x-new": text, "x-user": "bob"}}, "response": {"set": {"x-formed": text}}}
     return Case(f"headers: formatter {text} and a rewrite", same=SEEN, asks=[ASK],
                 http=[{"rewrite": {"uri": "/new", "authority": "new.test"}, "headers": operations}],
@@ -31,7 +31,7 @@ def rewritten(text):
 
 
 def answer(text, **more):
-    """In the answer, where alone it is known."""
+    """In the response alone, which has the value."""
     return changed(f"formatter {text} of the answer", {"response": {"set": {"x-formed": text}}}, [ASK], **more)
 
 

@@ -66,7 +66,7 @@ def one_endpoint_each(weft, theirs):
 
 
 def same_in_subset(weft, theirs):
-    """Which subset is drawn; within it the key decides."""
+    """The subset is random; within it the key decides."""
     version = lambda result: int(result["port"]) > 7003
     pairs = [(ours, other) for ours, other in zip(weft, theirs) if version(ours) == version(other)]
     return len(pairs) > len(weft) / 3 and all(ours["port"] == other["port"] for ours, other in pairs)

@@ -1,4 +1,4 @@
-"""What Istio's documents mean in Envoy's words where that is not plain: pseudo headers, missing headers, authorities set by header
+"""Istio's documents whose translation for Envoy is not obvious: pseudo headers, missing headers, authorities set by header
 operations, default ports in redirects, formatters, empty values. The translations are those of Istio's pilot."""
 from case import Ask, Case, Endpoint
 from cases.changes import SEEN, changed, redirected, rewritten
@@ -72,7 +72,7 @@ def sets(value, how="set", name=":authority"):
 
 
 def split(name, shares, of_envoy, **level):
-    """Of several destinations, all but one without a share, so that it is known which is taken."""
+    """Several destinations, all but one without a share, so that the choice is certain."""
     return Case(f"authority: {name}", http=[{"to": shares, **level}], envoy=[route(**of_envoy)], same=SEEN, asks=[Ask("/a")],
                 endpoints=TWO, subsets=["v1", "v2"])
 
@@ -96,7 +96,7 @@ AUTHORITIES = [
           weighted(("v1", 0, {}), ("v2", 100, LITERAL))),
     split("set by the destination that is not taken", [("v1", 0, {"headers": sets("other.test")}), ("v2", 100, {})],
           weighted(("v1", 0, LITERAL), ("v2", 100, {}))),
-    # Envoy writes the destination's own, which the client never sent, as x-envoy-original-host.
+    # Envoy writes the destination's authority, which is not the client's, as x-envoy-original-host.
     Case("authority: set by the route and by a destination", endpoints=TWO, subsets=["v1", "v2"], same=("status", "body", "flags"),
          asks=[Ask("/a")], http=[{"headers": sets("other.test"), "to": [("v1", 0, {}), ("v2", 100, {"headers": sets("third.test")})]}],
          envoy=[route(**weighted(("v1", 0, {}), ("v2", 100, {"host_rewrite_literal": "third.test"})), **LITERAL)],
@@ -111,9 +111,9 @@ REDIRECTS = [
     redirected("to https at the port of http", {"scheme": "https", "port": 80}, {"scheme_redirect": "https", "port_redirect": 80}),
     redirected("to http at the port of https", {"scheme": "http", "port": 443}, {"scheme_redirect": "http", "port_redirect": 443}),
     redirected("to http at its port", {"scheme": "http", "port": 80, "uri": "/x"}, {"scheme_redirect": "http", "path_redirect": "/x"}),
-    redirected("to https at the port that was asked", {"scheme": "https", "derivePort": "FROM_REQUEST_PORT"},
+    redirected("to https at the requested port", {"scheme": "https", "derivePort": "FROM_REQUEST_PORT"},
                {"scheme_redirect": "https", "port_redirect": 80}),
-    redirected("to another authority at the port that was asked", {"authority": "other.test", "derivePort": "FROM_REQUEST_PORT"},
+    redirected("to another authority at the requested port", {"authority": "other.test", "derivePort": "FROM_REQUEST_PORT"},
                {"host_redirect": "other.test"}),
     redirected("with empty fields", {"uri": "", "prefixRewrite": "", "scheme": "", "redirectCode": 0, "authority": "other.test"},
                {"host_redirect": "other.test"}),

@@ -1,4 +1,4 @@
-"""connectionPool and retryBudget: how many are served, wait and are refused."""
+"""connectionPool and retryBudget: numbers of served, waiting and refused requests."""
 from case import FATE, REFUSING, STUCK, Ask, Case, Endpoint
 from envoy import retry, route
 
@@ -8,12 +8,12 @@ def at_once(count, do="sleep:500"):
 
 
 def in_turn(count, **more):
-    """Each begins when the one before has its connection, or waits for one: while it is made both proxies count it as waiting."""
+    """Each starts after the previous one has its connection, or waits for one: both proxies count a request as waiting until then."""
     return Ask(times=count, at_once=count, apart=0.1, **{"do": "sleep:1500", **more})
 
 
 def limited(name, of_http=None, of_tcp=None, thresholds=None, asks=(), cluster=None, **more):
-    """A case with a connectionPool, and what Envoy's cluster has for it."""
+    """A case with a connectionPool, and its equivalent in Envoy's cluster."""
     pool = {**({"http": of_http} if of_http else {}), **({"tcp": of_tcp} if of_tcp else {})}
     return Case(name, policy={"connectionPool": pool}, cluster={"thresholds": thresholds or {}, **(cluster or {})},
                 asks=list(asks), **{"same": ("outcomes",), **more})
@@ -39,7 +39,7 @@ CASES = [
             {"max_connections": 2, "max_pending_requests": 2}, [in_turn(6)]),
     limited("limits: one connection and all wait", None, {"maxConnections": 1}, {"max_connections": 1}, [at_once(4, "sleep:50")]),
     limited("limits: the number of requests", {"http2MaxRequests": 2}, None, {"max_requests": 2}, [at_once(5)]),
-    limited("limits: what is refused is not retried", {"http2MaxRequests": 1}, None, {"max_requests": 1}, [at_once(3)],
+    limited("limits: refused requests are not retried", {"http2MaxRequests": 1}, None, {"max_requests": 1}, [at_once(3)],
             http=[{"retries": {"attempts": 3, "retryOn": "5xx,reset"}}], envoy=[route(retry_policy=retry("5xx,reset", 3))]),
     limited("limits: a refused request's headers and body", {"http2MaxRequests": 1}, None, {"max_requests": 1}, [at_once(2)],
             check=overflow_headers),

@@ -1,9 +1,9 @@
-"""match: which of the routes a request takes. The answer says which; what no route takes is 404."""
+"""match: the route of a request. The response names the route; without a route it is 404."""
 from case import Ask, Case, Endpoint
 
 
 def chosen(name, matches, asks, **more):
-    """Each route answers by its number; a match is a pair of Istio's and Envoy's, and Envoy's says its path."""
+    """Each route answers by its number; a match is a pair of Istio's and Envoy's, and Envoy's includes the path."""
     http = [{"match": [istio], "directResponse": {"status": 200 + n}} if istio else {"directResponse": {"status": 200 + n}}
             for n, (istio, _) in enumerate(matches)]
     envoy = [{"match": {"prefix": "/", **of_envoy}, "direct_response": {"status": 200 + n}} for n, (_, of_envoy) in enumerate(matches)]

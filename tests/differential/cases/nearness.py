@@ -1,4 +1,4 @@
-"""localityLbSetting, for a proxy at r1/z1/s1: shares, and who stands in. And mirrors."""
+"""localityLbSetting, for a proxy at r1/z1/s1: shares and failover. And mirrors."""
 from case import REFUSING, Ask, Case, Endpoint
 from envoy import retry, route
 
@@ -47,7 +47,7 @@ def elsewhere(name, istio, envoy):
 
 
 def copied(name, istio, policies, asks, copies, **more):
-    """The service's subset a serves and b gets copies, which are seen by what its endpoint was asked."""
+    """The service's subset a serves and b gets copies, which its endpoint counts."""
     return Case(f"mirrors: {name}", subsets=["a", "b"], endpoints=TWO, http=[{"to": [("a", None, {})], **istio}], asks=asks,
                 envoy=[{"match": {"prefix": "/"}, "route": {"cluster": "@a", "request_mirror_policies": policies}}],
                 same=("status", "flags", "body"), copies=copies, **more)
@@ -59,10 +59,10 @@ ALL = [{"cluster": "@b", "disable_shadow_host_suffix_append": True}]
 CASES = [
     near("the nearest alone", [(HERE, 0), (ZONE, 1), (REGION, 2), (FAR, 3)]),
     near("no one here, the zone", [(ZONE, 0), (REGION, 1), (FAR, 2)]),
-    near("the nearest is ill, the next stands in", [(HERE, 0), (ZONE, 1), (FAR, 2)], ejected=(7001,)),
+    near("the nearest is unhealthy, failover to the next", [(HERE, 0), (ZONE, 1), (FAR, 2)], ejected=(7001,)),
     near("half of the near are ill", [(HERE, 0), (HERE, 0), (ZONE, 1)], ejected=(7001,)),
-    near("a third of the near is ill", [(HERE, 0), (HERE, 0), (HERE, 0), (FAR, 1)], ejected=(7001,)),
-    near("a fifth of the near is ill", [*[(HERE, 0)] * 5, (FAR, 1)], ejected=(7001,)),
+    near("a third of the near is unhealthy", [(HERE, 0), (HERE, 0), (HERE, 0), (FAR, 1)], ejected=(7001,)),
+    near("a fifth of the near is unhealthy", [*[(HERE, 0)] * 5, (FAR, 1)], ejected=(7001,)),
     near("two levels are ill", [(HERE, 0), (ZONE, 1), (REGION, 2)], ejected=(7001, 7002)),
     near("a region by name", [(HERE, 0), (FAR, 1), ("r3/z1/s1", 2)], {"failover": [{"from": "r1", "to": "r2"}]}, ejected=(7001,)),
     near("shares", [(HERE, 0), (REGION, 0), (FAR, 0)], {"distribute": [{"from": "r1/z1/*", "to": {"r1/z1/*": 70, "r1/z2/*": 20, "r2/*": 10}}]},

@@ -1,4 +1,4 @@
-"""corsPolicy: which origins may read answers, and what preflights are told."""
+"""corsPolicy: allowed origins, and responses to preflights."""
 from case import Ask, Case
 
 SAME = ("status", "headers", "attempts", "flags")
@@ -41,7 +41,7 @@ CASES = [
     crossing("methods", *with_policy({"allowMethods": ["GET", "PUT"]}, {"allow_methods": "GET,PUT"}), [preflight(A), preflight(A, "DELETE"), actual(A)]),
     crossing("headers", *with_policy({"allowHeaders": ["x-a", "x-b"]}, {"allow_headers": "x-a,x-b"}),
              [preflight(A, **{"Access-Control-Request-Headers": "x-a"}), preflight(A, **{"Access-Control-Request-Headers": "x-z"})]),
-    crossing("what scripts may see", *with_policy({"exposeHeaders": ["x-c"]}, {"expose_headers": "x-c"}), [preflight(A), actual(A)]),
+    crossing("exposed headers", *with_policy({"exposeHeaders": ["x-c"]}, {"expose_headers": "x-c"}), [preflight(A), actual(A)]),
     crossing("for how long", *with_policy({"maxAge": "24h"}, {"max_age": "86400"}), [preflight(A), actual(A)]),
     crossing("credentials", *with_policy({"allowCredentials": True}, {"allow_credentials": True}), [preflight(A), actual(A)]),
     crossing("all of it", *with_policy(

@@ -1,4 +1,4 @@
-"""outlierDetection: which endpoint is left out after which request. Keys choose endpoints, by a ring that is Envoy's."""
+"""outlierDetection: the endpoints that are ejected after each request. Keys choose endpoints, by a ring that is Envoy's."""
 from case import FATE, REFUSING, Ask, Case, Endpoint
 from envoy import HTTP_OPTIONS, retry, route
 
@@ -41,7 +41,7 @@ ENVOY_QUICK = {"interval": "0.1s", "base_ejection_time": "0.3s"}
 
 
 def on_error(codes):
-    """Envoy's words for what counts as an error."""
+    """Envoy's configuration of errors."""
     headers = [{"http_response_headers_match": {"headers": [{"name": ":status", "string_match": {"exact": str(code)}}]}} for code in codes]
     matcher = {"or_match": {"rules": headers}} if len(headers) > 1 else headers[0]
     return {"typed_extension_protocol_options": {HTTP_OPTIONS: {
@@ -124,7 +124,7 @@ CASES = [
     ejecting("outliers: gRPC's status in the headers of a call", THREE, ENVOY_THREE,
              [Ask(headers={"x-user": "u", "content-type": "application/grpc", "x-answer": "grpc-status: 13"}, times=3),
               of("u", "200", ejected=1)], same=("status", "port"), check=moves),
-    ejecting("outliers: gRPC's status in the headers of what is no call", THREE, ENVOY_THREE,
+    ejecting("outliers: gRPC's status in the headers of other responses", THREE, ENVOY_THREE,
              [Ask(headers={"x-user": "u", "x-answer": "grpc-status: 14"}, times=3), of("u", "200")], same=("status", "port")),
     ejecting("outliers: gRPC's refusals are no errors", THREE, ENVOY_THREE,
              [Ask(headers={"x-user": "u", "content-type": "application/grpc", "x-answer": "grpc-status: 7"}, times=5), of("u", "200")],

@@ -1,4 +1,4 @@
-"""Paths as they arrive: what is left of the odd ones."""
+"""Unusual paths, as they arrive."""
 from case import Ask, Case
 
 ODD = ["/", "/a/./b", "/a/../b", "/a/b/..", "/a/b/.", "/..", "/../../a", "/a//b", "//a", "/a/%2e/b", "/a/%2E%2e/b", "/a/.%2e/b", "/a%2Fb", "/a%2fb",

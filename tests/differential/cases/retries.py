@@ -1,4 +1,4 @@
-"""retries, timeout and fault: how often a request is tried, and how it ends."""
+"""retries, timeout and fault: the attempts of a request, and its result."""
 from case import FATE, REFUSING, Ask, Case, Endpoint
 from envoy import retry, route
 
@@ -6,7 +6,7 @@ TRIED = (*FATE, "body")
 
 
 def retried(name, on, do, attempts=2, asks=None, of_envoy=None, **more):
-    """A policy of `attempts` on `on`, for requests whose attempts end as `do` says."""
+    """A policy of `attempts` on `on`, for requests whose attempts end by the words of `do`."""
     asks = asks or [Ask(do=one) for one in (do if isinstance(do, list) else [do])]
     retries = {"attempts": attempts, "retryOn": on, **more.pop("retries", {})}
     return Case(f"retries: {name}", http=[{"retries": retries}], envoy=[route(retry_policy=of_envoy or retry(on, attempts))],
@@ -31,7 +31,7 @@ def percent(value):
 ALWAYS, OF_ENVOY = percent(100)
 NEVER, NEVER_ENVOY = percent(0)
 GRPC = {"content-type": "application/grpc"}
-# Envoy heeds wishes of the inside alone.
+# Envoy reads these headers of internal requests alone.
 INSIDE = {"x-forwarded-for": "10.0.0.1"}
 TWO = [Endpoint(7001), Endpoint(7002)]
 
@@ -42,7 +42,7 @@ def at_least(seconds):
 
 CASES = [
     Case("retries: the default does not repeat 5xx", asks=[Ask(do="500,200"), Ask(do="503,200"), Ask(do="502,200")], same=TRIED),
-    Case("retries: the default repeats what gRPC calls unavailable and cancelled", same=("status", "attempts", "headers"),
+    Case("retries: the default repeats on the gRPC statuses UNAVAILABLE and CANCELLED", same=("status", "attempts", "headers"),
          asks=[Ask(headers={**GRPC, "x-answer": f"grpc-status: {code}"}) for code in (0, 1, 2, 4, 13, 14)]),
     Case("retries: none where attempts is 0", http=[{"retries": {"attempts": 0}}],
          envoy=[route(retry_policy={"num_retries": 0})], asks=[Ask(do="503,200")], same=TRIED),
@@ -58,7 +58,7 @@ CASES = [
     retried("connect-failure does not repeat an answer", "connect-failure", ["503,200", "500,200"]),
     retried("refused-stream is of HTTP/2", "refused-stream", ["503,200"]),
     retried("several conditions", "gateway-error,retriable-4xx,418", ["418,409,200", "502,418,200", "500,200"]),
-    retried("as often as is said", "5xx", ["503,503,503,200", "503,503,200", "503"], attempts=2),
+    retried("as often as configured", "5xx", ["503,503,503,200", "503,503,200", "503"], attempts=2),
     retried("many attempts", "5xx", ["503,503,503,503,503,200"], attempts=5),
     retried("one attempt more", "5xx", ["503,503,200", "503,200"], attempts=1),
     retried("an answer that is not retried ends them", "503", ["503,500,200"]),
@@ -105,14 +105,14 @@ CASES = [
           {"timeout": "0.3s", "retry_policy": retry("5xx", 2, per_try_timeout="1s")}, [Ask(do="sleep:2000")]),
     timed("the client's wish for an attempt", {"retries": {"attempts": 1, "retryOn": "5xx"}}, {"retry_policy": retry("5xx", 1)},
           [Ask(headers={**INSIDE, "x-envoy-upstream-rq-per-try-timeout-ms": "200"}, do="sleep:900,200")]),
-    timed("a gRPC call is told by its own status", {"timeout": "0.2s"}, {"timeout": "0.2s"}, [Ask(headers=GRPC, do="sleep:900")],
+    timed("a gRPC call ends with a gRPC status", {"timeout": "0.2s"}, {"timeout": "0.2s"}, [Ask(headers=GRPC, do="sleep:900")],
           same=("status", "flags", "attempts")),
     faulty("a status", {"abort": {"httpStatus": 418, **ALWAYS}}, {"abort": {"http_status": 418, **OF_ENVOY}}),
     faulty("gRPC's status for a call", {"abort": {"grpcStatus": "NOT_FOUND", **ALWAYS}}, {"abort": {"grpc_status": 5, **OF_ENVOY}},
            [Ask(headers=GRPC)], same=("status", "headers", "attempts", "flags")),
-    faulty("gRPC's status for what is no call", {"abort": {"grpcStatus": "UNAVAILABLE", **ALWAYS}}, {"abort": {"grpc_status": 14, **OF_ENVOY}},
+    faulty("gRPC's status for other requests", {"abort": {"grpcStatus": "UNAVAILABLE", **ALWAYS}}, {"abort": {"grpc_status": 14, **OF_ENVOY}},
            same=("attempts", "flags", "body"), check=lambda w, e: (w[0]["status"], e[0]["status"]) == (503, 200),
-           differs="what is no call is told the status of HTTP that stands for gRPC's, by Envoy 200"),
+           differs="a request that is not a gRPC call gets the HTTP status for gRPC's, from Envoy 200"),
     faulty("never by a share of 0", {"abort": {"httpStatus": 500, **NEVER}}, {"abort": {"http_status": 500, **NEVER_ENVOY}}, [Ask(times=10)]),
     faulty("half of the requests", {"abort": {"httpStatus": 500, **percent(50)[0]}}, {"abort": {"http_status": 500, **percent(50)[1]}},
            [Ask(times=200)], same=(), check=lambda w, e: all(60 < sum(r["status"] == 500 for r in results) < 140 for results in (w, e))),

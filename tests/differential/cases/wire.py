@@ -1,4 +1,4 @@
-"""Messages as bytes: targets, authorities, framing, upgrades. What is refused is what Envoy refuses."""
+"""Messages as bytes: targets, authorities, framing, upgrades. Envoy refuses the same messages."""
 from case import Ask, Case
 
 SEEN = ("status", "seen", "flags")
@@ -6,7 +6,7 @@ FLAGS = ("status", "flags")
 
 
 def raw(line, *headers, host="HOST", body=b""):
-    """A request whose lines are as they are given; `host`: None for none."""
+    """A request with these lines; `host`: None for none."""
     lines = [line, *([f"Host: {host}"] if host is not None else []), "x-request-id: ID", "x-do: 200", *headers]
     return Ask(raw="\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)
 
@@ -16,7 +16,7 @@ def sent(name, ask, same=("status",), **more):
 
 
 def answered(name, head, body="ok", same=FLAGS, **more):
-    """What becomes of a response of these bytes."""
+    """A response of these bytes."""
     text = f"{head}\r\nx-port: 7001\r\n\r\n{body}".encode("latin-1")
     return Case(f"wire: a response with {name}", asks=[Ask(do=f"answer:{text.hex()}")], same=same, **more)
 
@@ -30,7 +30,7 @@ CASES += [sent(f"{byte!r} in a {where}", raw(f"GET {target} HTTP/1.1"))
           for byte in "\x01\t\x0c\x7f\x80\xe9\xff" for where, target in (("path", f"/a{byte}b"), ("query", f"/a?{byte}b"))]
 CASES += [sent("a fragment", Ask("/a#b")), sent("a space", raw("GET /a b HTTP/1.1"))]
 
-# Where two parts of a head may name the authority.
+# Two authorities in a head.
 CASES += [
     sent("absolute-form and the same Host", raw("GET http://HOST/x?y HTTP/1.1"), SEEN),
     sent("absolute-form and another Host", raw("GET http://HOST/x HTTP/1.1", host="other.test"), SEEN),
@@ -52,7 +52,7 @@ CASES += [
 CASES += [sent(f"{host!r} as Host", raw("GET /x HTTP/1.1", host=host))
           for host in ("a b", "a/b", "a?b", "a#b", "a\\b", "<a>", "a\"b")]
 
-# Where the body of a request ends.
+# The end of a request's body.
 POST = "POST /x HTTP/1.1"
 CASES += [
     sent("transfer-encoding: gzip, chunked", raw(POST, "transfer-encoding: gzip, chunked", body=CHUNKS.encode())),
@@ -77,7 +77,7 @@ CASES += [
     sent("TE: deflate", raw("GET /x HTTP/1.1", "TE: deflate"), SEEN),
 ]
 
-# Leaving HTTP.
+# Upgrades.
 UPGRADE = "Connection: Upgrade"
 CASES += [
     sent("Upgrade: h2c", raw("GET /x HTTP/1.1", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"), SEEN),
@@ -88,7 +88,7 @@ CASES += [sent(f"Upgrade: {token}", raw("GET /x HTTP/1.1", UPGRADE, f"Upgrade: {
           for token in ("foo", "TLS/1.0", "h2c, websocket", "websocket, foo")]
 CASES += [Case("wire: Upgrade: WebSocket", asks=[Ask(headers={"Connection": "Upgrade", "Upgrade": "WebSocket"}, do="upgrade")], same=("status",))]
 
-# Responses whose framing is in doubt.
+# Responses with ambiguous framing.
 CASES += [
     answered("gzip, chunked", OK + "transfer-encoding: gzip, chunked", CHUNKS),
     answered("chunked, chunked", OK + "transfer-encoding: chunked, chunked", CHUNKS),
@@ -116,5 +116,5 @@ CASES += [
              check=lambda w, e: w[0]["interim"] == [103] * 16,
              differs="sixteen are passed on, and none is an error; Envoy drops them"),
     answered("101 to no upgrade", "HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade", "", (),
-             check=lambda w, e: w[0]["status"] == 502, differs="it answers nothing that was asked for; Envoy passes it on"),
+             check=lambda w, e: w[0]["status"] == 502, differs="it answers no request; Envoy passes it on"),
 ]

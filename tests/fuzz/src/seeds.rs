@@ -1,4 +1,4 @@
-//! What the fuzzers begin with: policies as they are written, and the messages that become of them.
+//! Seeds of the fuzzers: policies, and the messages that they are translated to.
 //!
 //! usage: fuzz-seeds OUT POLICIES...   OUT/yaml gets each document of the files, OUT/compile each message of each host
 

@@ -1,5 +1,5 @@
-//! Whatever a control plane sends: a message is compiled or refused by the name of its field, and what was compiled answers
-//! a request. The first byte says which message it is.
+//! Any message of a control plane: it is compiled, or refused with the name of a field, and a compiled one routes
+//! a request. The first byte selects the type of the message.
 #![no_main]
 
 use std::net::SocketAddr;
@@ -21,19 +21,19 @@ fuzz_target!(|data: &[u8]| {
         }
         1 => {
             if let Ok(message) = v1::Endpoints::decode(bytes) {
-                told(compile::endpoints(&message));
+                accepted(compile::endpoints(&message));
             }
         }
         _ => {
             if let Ok(message) = v1::Inbound::decode(bytes) {
-                told(compile::inbound(&message));
+                accepted(compile::inbound(&message));
             }
         }
     }
 });
 
 fn service(message: &v1::Service) {
-    let Some(service) = told(compile::service(message)) else { return };
+    let Some(service) = accepted(compile::service(message)) else { return };
     let headers = HeaderMap::from_iter([(http::header::COOKIE, HeaderValue::from_static("session=1"))]);
     let request = RequestView {
         method: &Method::GET,
@@ -51,6 +51,6 @@ fn service(message: &v1::Service) {
 }
 
 /// A refusal names its field.
-fn told<T>(result: Result<T, compile::CompileError>) -> Option<T> {
+fn accepted<T>(result: Result<T, compile::CompileError>) -> Option<T> {
     result.inspect_err(|e| assert!(!e.field.is_empty() && !e.problem.is_empty(), "{e:?}")).ok()
 }

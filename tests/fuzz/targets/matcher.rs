@@ -1,4 +1,4 @@
-//! Routes against a model of Istio's rules, said the slow and plain way: the same route is the first that matches. Bytes are
+//! Routes against a simple model of Istio's rules: both select the same route. Bytes are
 //! drawn from small alphabets, so that matches are frequent.
 #![no_main]
 
@@ -14,7 +14,7 @@ use weft_proto::v1::{self, string_match::Kind};
 const HEADERS: [&str; 3] = ["x-a", "x-b", "host"];
 const PATHS: [&str; 8] = ["/", "/a", "/a/", "/a/b", "/A", "/ab", "/b", "/a%2Fb"];
 const TEXTS: [&str; 6] = ["", "a", "b", "ab", "A", "a,b"];
-/// What an expression means, said without one.
+/// The meaning of an expression, without a regular expression.
 type Meaning = fn(&str) -> bool;
 const REGEXES: [(&str, Meaning); 4] = [
     (".*", |_| true),
@@ -24,7 +24,7 @@ const REGEXES: [(&str, Meaning); 4] = [
 ];
 
 fuzz_target!(|data: &[u8]| {
-    // Too few bytes: nothing to ask.
+    // Too few bytes for a request.
     let _ = compare(&mut Unstructured::new(data));
 });
 
@@ -69,7 +69,7 @@ fn route(bytes: &mut Unstructured<'_>) -> arbitrary::Result<v1::HttpRoute> {
         ..v1::Forward::default()
     };
     let action = Some(v1::http_route::Action::Forward(forward));
-    // Told apart by what they were made of.
+    // Identified by the messages that they were compiled from.
     let name = format!("VirtualService/default/{}", bytes.len());
     Ok(v1::HttpRoute { name, matches, action, ..v1::HttpRoute::default() })
 }
@@ -125,7 +125,7 @@ fn matches(one: &v1::HttpMatch, request: &RequestView<'_>) -> bool {
         let condition = named.value.clone().unwrap_or_default();
         values(&named.name).iter().any(|value| holds(&condition, value, false))
     };
-    // Without a header is without an empty one, too (Envoy's `treat_missing_header_as_empty`), unless presence is what counts.
+    // Without a header is without an empty one, too (Envoy's `treat_missing_header_as_empty`), unless the match is on presence.
     let absent = |named: &v1::NamedMatch| {
         let condition = named.value.clone().unwrap_or_default();
         let by_text = !matches!(condition.kind, Some(Kind::Present(_)) | None);

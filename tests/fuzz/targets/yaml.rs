@@ -1,5 +1,5 @@
-//! Whatever somebody writes as policy: it is read, checked and translated as `weftctl validate` does it, within bounds of time
-//! and memory that libFuzzer watches (`-timeout`, `-rss_limit_mb`).
+//! Any text as a policy: it is parsed, checked and translated as by `weftctl validate`, within bounds of time
+//! and memory that libFuzzer checks (`-timeout`, `-rss_limit_mb`).
 #![no_main]
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ fuzz_target!(|text: &str| {
     // YAML's line breaks.
     let lines = text.matches(['\n', '\r']).count() + 1;
     for problem in &parsed.problems {
-        // An end that is missing is on the line after the last.
+        // A missing end is reported on the line after the last.
         assert!((1..=lines + 1).contains(&(problem.place.line as usize)), "{problem} of {lines} lines");
         assert!(!problem.text.is_empty());
     }
@@ -24,7 +24,7 @@ fuzz_target!(|text: &str| {
     translate::warnings(&world, false);
     let client = Scope::of("default");
     for host in world.hosts().take(16) {
-        // What was accepted is what sidecars accept.
+        // Sidecars accept each accepted policy.
         let refused = translate::service(&world, &client, &host.name).map(|s| weft_core::compile::service(&s));
         if let Some(Err(refused)) = refused {
             panic!("sidecars refuse {}: {refused}", host.name);

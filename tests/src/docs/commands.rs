@@ -17,7 +17,7 @@ const HEADER: &str = "\
 
 <!-- Written by `make commands`. Do not edit. -->
 
-For everyone who runs one of the programs: all commands and options, as `--help` prints them (`-h` and `-V` left out). An option with a variable can be given by that
+For operators: all commands and options, as `--help` prints them (`-h` and `-V` left out). An option with a variable can be given by that
 variable of the environment instead. `WEFT_LOG` sets the level of the log, see [metrics.md](metrics.md#log).
 ";
 
@@ -66,7 +66,7 @@ fn printed(command: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// What `--help` prints.
+/// The output of `--help`.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Help {
     about: String,
@@ -117,19 +117,37 @@ fn add(entries: &mut Vec<(String, String)>, indent: usize, words: &str) {
     }
 }
 
-/// Text as Markdown: angle brackets are no HTML, and a variable has no value.
+/// Text as Markdown: angle brackets are escaped, and values of variables are removed.
 fn code(text: &str) -> String {
     text.replace('<', "&lt;").replace("=]", "]")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn the_page_of_commands_is_up_to_date() {
         let page = std::fs::read_to_string(crate::docs::root().join(PAGE)).unwrap();
         assert!(page == text().unwrap(), "{PAGE} is out of date: run `cargo build` and `make commands`");
+    }
+
+    #[test]
+    fn each_command_has_a_man_page() {
+        let folder = tempfile::tempdir().unwrap();
+        for (program, option) in [("weftctl", "man"), ("weft-sidecar", "man"), ("weft-control-plane", "--man")] {
+            let status = Command::new(binary(program).unwrap()).arg(option).arg(folder.path()).status().unwrap();
+            assert!(status.success(), "{program}: {status}; is it out of date? Run `cargo build`");
+        }
+        let files = std::fs::read_dir(folder.path()).unwrap();
+        let pages: BTreeSet<String> = files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        let text = text().unwrap();
+        let commands = text.lines().filter_map(|line| line.strip_prefix("## ").or_else(|| line.strip_prefix("### ")));
+        assert_eq!(pages, commands.map(|command| format!("{}.1", command.replace(' ', "-"))).collect());
+        let page = std::fs::read_to_string(folder.path().join("weft-sidecar-run.1")).unwrap();
+        assert!(page.starts_with(".ie") && page.contains("\\-\\-control\\-plane"), "{page}");
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! Links, anchors and paths of the pages lead somewhere.
+//! Links, anchors and paths of the pages exist.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::{Page, pages, root};
 
-/// A path in backticks that begins so is one of the repository.
+/// A path in backticks with one of these prefixes is a path of the repository.
 const ROOMS: [&str; 6] = ["sidecar/", "control-plane/", "docs/", "tests/", "deploy/", "proto/"];
 
 /// The anchors of a page's headings, by GitHub's rule.
@@ -30,9 +30,9 @@ fn slug(heading: &str) -> String {
     while let Some((whole, label, _)) = links(&text).into_iter().next() {
         text = text.replace(&whole, &label);
     }
-    let kept = text.to_lowercase();
-    let kept = kept.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
-    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    let text = text.to_lowercase();
+    let text = text.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+    text.map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
 /// Inline links of a line: as written, label and target.
@@ -90,7 +90,7 @@ fn problems(pages: &[Page], exists: impl Fn(&str) -> bool) -> Vec<String> {
     wrong
 }
 
-/// What is wrong with a link of a page.
+/// The problem of a link of a page.
 fn broken(
     page: &Page,
     target: &str,

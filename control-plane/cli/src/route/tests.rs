@@ -134,12 +134,12 @@ fn the_last_line_and_the_exit_status() {
 #[test]
 fn an_explanation_in_json() {
     let (out, code) = run(SHOP, &["order/pay", "-o", "json"]);
-    let told: Value = serde_json::from_str(&out).unwrap();
+    let report: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(code, ExitCode::SUCCESS);
-    assert_eq!(told["routes"]["taken"]["route"], "http[2]");
-    assert_eq!(told["destinations"][0]["endpoints"][1]["address"], "10.9.0.2:80");
-    assert_eq!(told["verdict"]["is"], "served");
-    assert_eq!(told, serde_json::to_value(serde_json::from_str::<Explanation>(&out).unwrap()).unwrap());
+    assert_eq!(report["routes"]["taken"]["route"], "http[2]");
+    assert_eq!(report["destinations"][0]["endpoints"][1]["address"], "10.9.0.2:80");
+    assert_eq!(report["verdict"]["is"], "served");
+    assert_eq!(report, serde_json::to_value(serde_json::from_str::<Explanation>(&out).unwrap()).unwrap());
 }
 
 #[test]

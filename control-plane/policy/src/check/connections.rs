@@ -68,14 +68,14 @@ fn names(one: &ConnectionMatch) -> Vec<&str> {
 /// Whether `outer` takes every connection that `inner` does. Envoy looks server names up from the most to the least
 /// specific, so that an earlier wildcard takes nothing from a later name within it.
 fn within(outer: &ConnectionMatch, inner: &ConnectionMatch) -> bool {
-    let named = |name: &String| outer.server_names.iter().any(|outer| outer == name);
+    let has_name = |name: &String| outer.server_names.iter().any(|outer| outer == name);
     let subnets = |outer: &[String], inner: &[String]| {
         outer.is_empty() || !inner.is_empty() && inner.iter().all(|one| outer.contains(one))
     };
     let labels = |outer: &BTreeMap<String, String>| {
         outer.iter().all(|(name, value)| inner.source_labels.get(name) == Some(value))
     };
-    (outer.server_names.is_empty() || !inner.server_names.is_empty() && inner.server_names.iter().all(named))
+    (outer.server_names.is_empty() || !inner.server_names.is_empty() && inner.server_names.iter().all(has_name))
         && (outer.port.is_none() || outer.port == inner.port)
         && subnets(&outer.destinations, &inner.destinations)
         && (outer.source.is_empty() || outer.source == inner.source)

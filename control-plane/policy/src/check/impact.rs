@@ -3,13 +3,14 @@
 //!
 //! For DestinationRules and VirtualServices the compared documents are known: objects of the same name, rules and
 //! routes of the same host, rules and ports of the hosts that routes lead to, and documents of other kinds, which never
-//! depend on rules and routes. Any other change is checked against everything.
+//! depend on rules and routes. A declaration (of hosts, workloads, gateways) is compared with the other declarations, and
+//! with rules and routes of its hosts. Any other change is checked against everything.
 
 use std::collections::HashSet;
 
 use weft_core::names::patterns;
 
-use crate::{Action, Document, Object, VirtualService, canonical};
+use crate::{Action, Document, Object, Problem, VirtualService, canonical, check, fqdn};
 
 /// A part of the documents, checked together.
 #[derive(Debug)]
@@ -23,20 +24,22 @@ pub struct Impact<'a> {
 /// The impact of a change; `changed` are the old and the new versions, `all` are all documents that are applied
 /// together. `None`: everything is checked.
 pub fn impact<'a>(changed: &[&'a Document], all: &[&'a Document]) -> Option<Impact<'a>> {
-    if !changed.iter().all(|document| is_plain(document)) {
+    let scopes = || changed.iter().map(|document| Scope::of(document));
+    if scopes().any(|scope| scope == Scope::All) {
         return None;
     }
+    let declares = scopes().any(|scope| scope == Scope::Declarations);
     let names: HashSet<&str> = changed.iter().map(|document| document.name.as_str()).collect();
     let of_changed = Hosts::of(changed);
     let mut files: HashSet<&str> = changed.iter().map(|document| document.file.as_str()).collect();
     for document in all {
         let same = names.contains(document.name.as_str()) && changed.iter().any(|other| other.is_same_object(document));
-        if same || of_changed.touches(document) {
+        if same || of_changed.touches(document) || declares && !is_plain(document) {
             files.insert(&document.file);
         }
     }
     let of_files: Vec<&Document> =
-        all.iter().filter(|document| files.contains(document.file.as_str())).copied().collect();
+        all.iter().filter(|document| files.contains(document.file.as_str()) && is_plain(document)).copied().collect();
     let beside = Hosts::of(&of_files);
     let is_part = |document: &&&Document| {
         files.contains(document.file.as_str()) || !is_plain(document) || beside.is_compared_with(document)
@@ -44,17 +47,51 @@ pub fn impact<'a>(changed: &[&'a Document], all: &[&'a Document]) -> Option<Impa
     Some(Impact { documents: all.iter().filter(is_part).copied().collect(), files })
 }
 
+/// The problems of the files that a change can affect, as a check of `all` finds them; `changed` are the old and the new
+/// versions, `all` are all documents that are applied together.
+pub fn check_change(changed: &[&Document], all: &[&Document]) -> Vec<Problem> {
+    let Some(impact) = impact(changed, all) else { return check(all) };
+    let mut problems = check(&impact.documents);
+    problems.retain(|problem| impact.files.contains(problem.file.as_str()));
+    problems
+}
+
 fn first_label(host: &str) -> &str {
     host.split_once('.').map_or(host, |(label, _)| label)
 }
 
+/// The documents that the checks compare a document with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// Those of the same hosts.
+    Hosts,
+    /// All but rules and routes, and rules and routes of the same hosts.
+    Declarations,
+    /// All.
+    All,
+}
+
+impl Scope {
+    fn of(document: &Document) -> Scope {
+        match &document.object {
+            Object::DestinationRule(_) => Scope::Hosts,
+            Object::VirtualService(service) if !service.hosts.is_empty() && !delegates(service) => Scope::Hosts,
+            // A delegate is a part of other routes; the others apply to a namespace, or to the mesh.
+            Object::VirtualService(_) | Object::PeerAuthentication(_) | Object::IstioOperator(_) => Scope::All,
+            Object::Gateway(_)
+            | Object::ServiceEntry(_)
+            | Object::Service(_)
+            | Object::ServiceExport(_)
+            | Object::WorkloadEntry(_)
+            | Object::WorkloadGroup(_)
+            | Object::Sidecar(_) => Scope::Declarations,
+        }
+    }
+}
+
 /// A rule, or routes that neither are a delegate nor have one.
 fn is_plain(document: &Document) -> bool {
-    match &document.object {
-        Object::DestinationRule(_) => true,
-        Object::VirtualService(service) => !service.hosts.is_empty() && !delegates(service),
-        _ => false,
-    }
+    Scope::of(document) == Scope::Hosts
 }
 
 fn delegates(service: &VirtualService) -> bool {
@@ -64,20 +101,22 @@ fn delegates(service: &VirtualService) -> bool {
 /// Up to this many first labels of hosts are compared one by one.
 const FEW: usize = 32;
 
-/// Hosts that rules and routes of some documents name, in full.
+/// Hosts that some documents name, in full.
+#[derive(Default)]
 struct Hosts {
     rules: HashSet<String>,
     routes: HashSet<String>,
     /// Destinations of the routes.
     destinations: HashSet<String>,
+    /// Hosts that ServiceEntries and Services declare.
+    declared: HashSet<String>,
     /// The first labels of all of these; `None`: any, because there are many or a wildcard.
     labels: Option<Vec<String>>,
 }
 
 impl Hosts {
     fn of(documents: &[&Document]) -> Self {
-        let mut hosts =
-            Hosts { rules: HashSet::new(), routes: HashSet::new(), destinations: HashSet::new(), labels: None };
+        let mut hosts = Hosts::default();
         for document in documents {
             let full = |host: &String| canonical(host, &document.namespace);
             match &document.object {
@@ -88,10 +127,14 @@ impl Hosts {
                     hosts.routes.extend(service.hosts.iter().map(full));
                     hosts.destinations.extend(service.destinations().map(|to| full(&to.host)));
                 }
+                Object::ServiceEntry(entry) => hosts.declared.extend(entry.hosts.iter().cloned()),
+                Object::Service(_) => {
+                    hosts.declared.insert(fqdn(&document.name, &document.namespace));
+                }
                 _ => {}
             }
         }
-        let all = || hosts.rules.iter().chain(&hosts.routes).chain(&hosts.destinations);
+        let all = || hosts.rules.iter().chain(&hosts.routes).chain(&hosts.destinations).chain(&hosts.declared);
         if all().all(|host| !host.starts_with('*')) {
             let labels: HashSet<&str> = all().map(|host| first_label(host)).collect();
             hosts.labels = (labels.len() <= FEW).then(|| labels.iter().map(|label| (*label).to_owned()).collect());
@@ -108,12 +151,19 @@ impl Hosts {
     /// Whether these documents can change the problems of `document`.
     fn touches(&self, document: &Document) -> bool {
         let full = |host: &String| canonical(host, &document.namespace);
+        let is_declared = |host: &str| patterns(host, true).any(|pattern| self.declared.contains(&pattern));
         match &document.object {
-            Object::DestinationRule(rule) => self.may_have(&rule.host) && self.rules.contains(&full(&rule.host)),
+            Object::DestinationRule(rule) if !self.may_have(&rule.host) => false,
+            Object::DestinationRule(rule) => {
+                let host = full(&rule.host);
+                self.rules.contains(&host) || is_declared(&host)
+            }
             Object::VirtualService(service) => {
-                let leads = |host: String| patterns(&host, true).any(|pattern| self.rules.contains(&pattern));
-                service.hosts.iter().any(|host| self.may_have(host) && self.routes.contains(&full(host)))
-                    || service.destinations().any(|to| self.may_have(&to.host) && leads(full(&to.host)))
+                let leads = |host: &str| patterns(host, true).any(|pattern| self.rules.contains(&pattern));
+                let is_of = |host: String| self.routes.contains(&host) || self.declared.contains(&host);
+                let leads_here = |host: String| leads(&host) || is_declared(&host);
+                service.hosts.iter().any(|host| self.may_have(host) && is_of(full(host)))
+                    || service.destinations().any(|to| self.may_have(&to.host) && leads_here(full(&to.host)))
             }
             _ => false,
         }
@@ -139,7 +189,7 @@ impl Hosts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Problem, check, parse};
+    use crate::parse;
 
     /// Random documents with few names, so that they refer to each other; deterministic for a seed.
     struct Dice(u64);
@@ -153,41 +203,62 @@ mod tests {
 
     const HOSTS: [&str; 6] =
         ["a", "b", "c.other.svc.cluster.local", "'*.default.svc.cluster.local'", "x.example.com", "'*'"];
+    const TO: [&str; 4] = ["a", "b", "c.other.svc.cluster.local", "x.example.com"];
+    const KINDS: [&str; 12] =
+        ["rule", "rule", "rule", "route", "route", "route", "entry", "service", "alias", "gateway", "peer", "delegate"];
 
-    fn file(dice: &mut Dice, number: usize) -> Vec<Document> {
+    fn file(dice: &mut Dice, file: usize) -> Vec<Document> {
         let mut texts = Vec::new();
         for n in 0..2 {
-            let (subset, host, to) = (dice.roll(&["v1", "v2", "v3"]), dice.roll(&HOSTS), dice.roll(&HOSTS[..4]));
+            let (subset, host, to) = (dice.roll(&["v1", "v2", "v3"]), dice.roll(&HOSTS), dice.roll(&TO));
             let policy = dice.roll(&["", ", trafficPolicy: {tls: {mode: DISABLE}}"]);
             let export = dice.roll(&["", ", exportTo: ['.']"]);
-            let (kind, spec) = match dice
-                .roll(&["rule", "rule", "route", "route", "route", "entry", "peer", "delegate"])
-            {
-                "rule" => {
-                    ("DestinationRule", format!("{{host: {host}, subsets: [{{name: {subset}}}]{policy}{export}}}"))
+            let number = dice.roll(&["80", "81"]);
+            let port = dice.roll(&["", ", port: {number: 80}", ", port: {number: 81}"]);
+            let own = format!("n{file}x{n}");
+            let (kind, name, spec) = match dice.roll(&KINDS) {
+                "rule" => (
+                    "networking.istio.io/v1\nkind: DestinationRule",
+                    own,
+                    format!("{{host: {host}, subsets: [{{name: {subset}}}]{policy}{export}}}"),
+                ),
+                "entry" => {
+                    let host = dice.roll(&["x.example.com", "'*.example.com'"]);
+                    let ports = format!("[{{number: {number}, name: http}}]");
+                    let spec = format!("{{hosts: [{host}], resolution: NONE, ports: {ports}}}");
+                    ("networking.istio.io/v1\nkind: ServiceEntry", own, spec)
                 }
-                "entry" => (
-                    "ServiceEntry",
-                    format!(
-                        "{{hosts: [x.example.com], resolution: DNS, ports: [{{number: {}, name: http}}]}}",
-                        dice.roll(&["80", "81"])
-                    ),
-                ),
-                "peer" => ("PeerAuthentication", "{mtls: {mode: STRICT}}".to_owned()),
-                "delegate" => ("VirtualService", "{http: [{route: [{destination: {host: a}}]}]}".to_owned()),
-                _ => (
-                    "VirtualService",
-                    format!(
-                        "{{hosts: [{host}]{export}, http: [{{route: [{{destination: {{host: {to}, subset: {subset}}}}}]}}]}}"
-                    ),
-                ),
+                "service" => {
+                    let name = dice.roll(&["a", "b", "c"]).to_owned();
+                    ("v1\nkind: Service", name, format!("{{ports: [{{port: {number}, name: http}}]}}"))
+                }
+                "alias" => {
+                    let target = dice.roll(&["x.example.com", "b.default.svc.cluster.local"]);
+                    let name = dice.roll(&["a", "b", "c"]).to_owned();
+                    ("v1\nkind: Service", name, format!("{{type: ExternalName, externalName: {target}}}"))
+                }
+                "gateway" => {
+                    let protocol = dice.roll(&["HTTP", "TCP"]);
+                    let server = format!("{{port: {{number: 80, name: p, protocol: {protocol}}}, hosts: ['*']}}");
+                    ("networking.istio.io/v1\nkind: Gateway", own, format!("{{servers: [{server}]}}"))
+                }
+                "peer" => ("security.istio.io/v1\nkind: PeerAuthentication", own, "{mtls: {mode: STRICT}}".to_owned()),
+                "delegate" => {
+                    let spec = "{http: [{route: [{destination: {host: a}}]}]}".to_owned();
+                    ("networking.istio.io/v1\nkind: VirtualService", own, spec)
+                }
+                _ => {
+                    let route = format!("{{route: [{{destination: {{host: {to}, subset: {subset}{port}}}}}]}}");
+                    let spec = format!("{{hosts: [{host}]{export}, http: [{route}]}}");
+                    ("networking.istio.io/v1\nkind: VirtualService", own, spec)
+                }
             };
-            let meta = format!("{{name: n{number}x{n}, namespace: {}}}", dice.roll(&["default", "other"]));
-            let group = if kind == "PeerAuthentication" { "security" } else { "networking" };
-            texts.push(format!("apiVersion: {group}.istio.io/v1\nkind: {kind}\nmetadata: {meta}\nspec: {spec}\n"));
+            let namespace = dice.roll(&["default", "other"]);
+            let metadata = format!("{{name: {name}, namespace: {namespace}}}");
+            texts.push(format!("apiVersion: {kind}\nmetadata: {metadata}\nspec: {spec}\n"));
         }
         // A document with an error of its own is of no use here.
-        parse(&format!("f{number}.yaml"), &texts.join("---\n")).documents
+        parse(&format!("f{file}.yaml"), &texts.join("---\n")).documents
     }
 
     #[test]
@@ -232,5 +303,15 @@ mod tests {
         let changed: Vec<&Document> = new.iter().collect();
         let affected = impact(&changed, &all.iter().collect::<Vec<_>>()).expect("rules and routes");
         assert_eq!((affected.documents.len(), affected.files.len()), (2, 1));
+        let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e}\n\
+            spec: {hosts: [s77.default.svc.cluster.local], ports: [{number: 80, name: http}]}\n";
+        let entry = parse("entry.yaml", entry).documents;
+        let all: Vec<&Document> = all.iter().chain(&entry).collect();
+        let affected = impact(&entry.iter().collect::<Vec<_>>(), &all).expect("a declaration");
+        assert_eq!(
+            (affected.documents.len(), affected.files.len()),
+            (3, 2),
+            "with the rule and the routes of its host"
+        );
     }
 }

@@ -154,7 +154,7 @@ fn decode(manifest: &Manifest<'_>) -> DestinationRule {
     }
     let selected = !selector.is_empty();
     let mut subsets: Vec<Subset> = Vec::new();
-    let mut named = HashSet::new();
+    let mut names = HashSet::new();
     for fields in spec.objects("subsets") {
         let name = fields.required_string("name");
         if !name.is_empty() && !names::is_label(&name) {
@@ -163,7 +163,7 @@ fn decode(manifest: &Manifest<'_>) -> DestinationRule {
                 format!("subset name `{name}` must be lower-case letters, digits and hyphens, at most 63"),
             );
         }
-        if !named.insert(name.clone()) {
+        if !names.insert(name.clone()) {
             fields.error("name", format!("subset `{name}` is defined twice"));
         }
         let labels = fields.labels("labels");

@@ -92,9 +92,9 @@ fn decode(manifest: &Manifest<'_>) -> Gateway {
     if servers.is_empty() {
         spec.error("servers", "`servers` must have at least one server");
     }
-    let mut named = HashSet::new();
+    let mut names = HashSet::new();
     for port in spec.objects("servers").iter().filter_map(|server| server.object("port")) {
-        if let Some(name) = port.string("name").filter(|name| !named.insert(name.clone())) {
+        if let Some(name) = port.string("name").filter(|name| !names.insert(name.clone())) {
             port.error("name", format!("port name `{name}` is given twice: each server's port has a name of its own"));
         }
     }
@@ -161,8 +161,8 @@ fn server(fields: &Fields<'_>) -> Server {
             None | Some(("*", _)) => (None, text.trim_start_matches("*/").to_owned()),
             Some((namespace, host)) => (Some(namespace.to_owned()), host.to_owned()),
         };
-        let named = namespace.as_deref().is_none_or(|namespace| namespace == "." || names::is_label(namespace));
-        if !named {
+        let is_name = namespace.as_deref().is_none_or(|namespace| namespace == "." || names::is_label(namespace));
+        if !is_name {
             fields.error_at(place, format!("`{text}` is not a host: [namespace/]name, *.suffix or *"));
         } else if let Some(wrong) = names::wrong_import(&host) {
             fields.error_at(place, format!("`{text}`: `{host}` {wrong}"));

@@ -165,14 +165,14 @@ fn alias(spec: &Fields<'_>) -> Option<String> {
 
 fn ports(spec: &Fields<'_>) -> Vec<KubePort> {
     let mut ports: Vec<KubePort> = Vec::new();
-    let (mut numbers, mut named) = (HashSet::new(), HashSet::new());
+    let (mut numbers, mut names) = (HashSet::new(), HashSet::new());
     let written = spec.objects("ports");
     for fields in &written {
         let Some(port) = port(fields, written.len() > 1) else { continue };
         if !numbers.insert(port.number) {
             fields.error("port", format!("port {} is given twice", port.number));
         }
-        if !port.name.is_empty() && !named.insert(port.name.clone()) {
+        if !port.name.is_empty() && !names.insert(port.name.clone()) {
             fields.error("name", format!("port name `{}` is given twice", port.name));
         }
         ports.push(port);

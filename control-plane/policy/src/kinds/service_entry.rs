@@ -199,7 +199,7 @@ fn hosts(spec: &Fields<'_>, resolution: Resolution) -> Vec<String> {
 
 fn ports(spec: &Fields<'_>) -> Vec<EntryPort> {
     let mut ports: Vec<EntryPort> = Vec::new();
-    let (mut numbers, mut named) = (HashSet::new(), HashSet::new());
+    let (mut numbers, mut names) = (HashSet::new(), HashSet::new());
     for fields in spec.objects("ports") {
         fields.require("number");
         let number = fields.port("number").unwrap_or_default();
@@ -210,7 +210,7 @@ fn ports(spec: &Fields<'_>) -> Vec<EntryPort> {
         if !numbers.insert(number) && number != 0 {
             fields.error("number", format!("port {number} is given twice"));
         }
-        if !named.insert(name.clone()) {
+        if !names.insert(name.clone()) {
             fields.error("name", format!("port name `{name}` is given twice"));
         }
         let written = fields.string("protocol");
@@ -284,9 +284,9 @@ fn check(spec: &Fields<'_>, entry: &ServiceEntry) {
         spec.error("ports", text);
     }
     let known: Vec<&str> = entry.ports.iter().map(|port| port.name.as_str()).collect();
-    let named: HashSet<&str> = known.iter().copied().collect();
+    let names: HashSet<&str> = known.iter().copied().collect();
     for name in entry.endpoints.iter().flat_map(|endpoint| endpoint.ports.keys()) {
-        if !named.contains(name.as_str()) {
+        if !names.contains(name.as_str()) {
             let hint = suggest(name, &known, "`ports` has");
             spec.error("endpoints", format!("an endpoint maps port `{name}`, which `ports` does not name{hint}"));
         }

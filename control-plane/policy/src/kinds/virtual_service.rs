@@ -66,8 +66,8 @@ impl VirtualService {
 
     /// Namespace and name of the gateways that it applies to, resolved for a document in `namespace`.
     pub fn of_gateways<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
-        let named = self.gateways.iter().filter(|gateway| *gateway != MESH);
-        named.map(move |gateway| gateway.split_once('/').unwrap_or((namespace, gateway)))
+        let gateways = self.gateways.iter().filter(|gateway| *gateway != MESH);
+        gateways.map(move |gateway| gateway.split_once('/').unwrap_or((namespace, gateway)))
     }
 
     /// Destinations of routes of any kind.

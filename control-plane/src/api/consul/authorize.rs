@@ -5,53 +5,57 @@
 //! of the mesh is denied.
 
 use serde_json::{Value, json};
-use weft_agent::answer::{self, Answered};
-use weft_agent::decode::Fields;
-use weft_agent::query::Query;
-use weft_agent::refused::Refused;
 use weft_core::identity::SpiffeId;
+use weft_registry_api::decode::Fields;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use super::Consul;
 
 /// `POST agent/connect/authorize`
-pub(super) fn authorize(consul: &Consul, query: &Query, body: &[u8]) -> Result<Answered, Refused> {
-    let mut fields = Fields::of_body("the request", body).map_err(Refused::bad)?;
-    let mut text = |key: &str| fields.text(key).map_err(Refused::bad);
+pub(super) fn authorize(consul: &Consul, query: &Query, body: &[u8]) -> Result<Reply, ApiError> {
+    let mut fields = Fields::of_body("the request", body).map_err(ApiError::bad_request)?;
+    let mut text = |key: &str| fields.text(key).map_err(ApiError::bad_request);
     let (target, uri) = (text("target")?, text("clientcerturi")?);
     if target.is_empty() {
-        return Err(Refused::bad("Target service must be specified"));
+        return Err(ApiError::bad_request("Target service must be specified"));
     }
     let id: SpiffeId =
-        uri.parse().map_err(|e| Refused::bad(format!("ClientCertURI not a valid Connect identifier: {e}")))?;
+        uri.parse().map_err(|e| ApiError::bad_request(format!("ClientCertURI not a valid Connect identifier: {e}")))?;
     let own = consul.mesh.read(|world| world.trust_domain().to_owned());
     let (authorized, reason) = if id.trust_domain() == own {
         (true, "Allowed by default: the mesh has no authorization policy that denies it".to_owned())
     } else {
         (false, format!("Identity from an external trust domain: {}, not {own}", id.trust_domain()))
     };
-    Ok(answer::json(&json!({ "Authorized": authorized, "Reason": reason }), query))
+    Ok(reply::json(&json!({ "Authorized": authorized, "Reason": reason }), query))
 }
 
 /// `connect/intentions/match`: an empty list for each requested name.
-pub(super) fn matching(query: &Query) -> Result<Answered, Refused> {
+pub(super) fn matching(query: &Query) -> Result<Reply, ApiError> {
     match query.value("by") {
         Some("source" | "destination") => {}
-        _ => return Err(Refused::bad("required query parameter 'by' must be one of 'source' or 'destination'")),
+        _ => {
+            return Err(ApiError::bad_request(
+                "required query parameter 'by' must be one of 'source' or 'destination'",
+            ));
+        }
     }
     let names: Vec<&str> = query.values("name").collect();
     if names.is_empty() {
-        return Err(Refused::bad("required query parameter 'name' not set"));
+        return Err(ApiError::bad_request("required query parameter 'name' not set"));
     }
     let none = names.into_iter().map(|name| (name.to_owned(), Value::Array(Vec::new())));
-    Ok(answer::indexed(&Value::Object(none.collect()), 1, query))
+    Ok(reply::indexed(&Value::Object(none.collect()), 1, query))
 }
 
 /// `connect/intentions/check`
-pub(super) fn check(query: &Query) -> Result<Answered, Refused> {
+pub(super) fn check(query: &Query) -> Result<Reply, ApiError> {
     for key in ["source", "destination"] {
         if query.value(key).is_none_or(str::is_empty) {
-            return Err(Refused::bad(format!("required query parameter '{key}' not set")));
+            return Err(ApiError::bad_request(format!("required query parameter '{key}' not set")));
         }
     }
-    Ok(answer::json(&json!({ "Allowed": true }), query))
+    Ok(reply::json(&json!({ "Allowed": true }), query))
 }

@@ -3,8 +3,8 @@
 //!
 //! The index is that of the result, not of everything: a change to one service wakes no query for another.
 
-use weft_agent::query::Query;
-use weft_agent::refused::Refused;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
 
 use crate::state::{Mesh, Topic};
 use weft_world::World;
@@ -18,8 +18,8 @@ pub(super) async fn block(
     query: &Query,
     topics: &[Topic],
     index_of: impl Fn(&World) -> u64,
-) -> Result<(), Refused> {
-    if let Some((seen, wait)) = query.block().map_err(Refused::bad)? {
+) -> Result<(), ApiError> {
+    if let Some((seen, wait)) = query.block().map_err(ApiError::bad_request)? {
         mesh.wait_past(topics, seen, wait, index_of).await;
     }
     Ok(())

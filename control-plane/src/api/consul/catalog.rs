@@ -8,14 +8,14 @@ use std::net::IpAddr;
 
 use http::StatusCode;
 use serde_json::json;
-use weft_agent::answer::{self, Answered};
-use weft_agent::decode::Fields;
-use weft_agent::definitions::{tagged_addresses, weights};
-use weft_agent::query::Query;
-use weft_agent::refused::Refused;
 use weft_proto::v1::{Check, Instance};
+use weft_registry_api::decode::Fields;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
+use weft_registry_api::service::{tagged_addresses, weights};
 
-use super::{Caller, Consul, refused, select};
+use super::{Caller, Consul, api_error, select};
 use crate::identity::bounds;
 use crate::registry;
 use crate::registry::external;
@@ -25,24 +25,19 @@ use crate::state::catalog::{Entry, Removal};
 const MAX_CHECKS: usize = 64;
 
 /// `PUT catalog/register`
-pub(super) async fn register(
-    consul: &Consul,
-    caller: &Caller,
-    query: &Query,
-    body: &[u8],
-) -> Result<Answered, Refused> {
+pub(super) async fn register(consul: &Consul, caller: &Caller, query: &Query, body: &[u8]) -> Result<Reply, ApiError> {
     select::in_scope(consul, query)?;
     allowed(consul)?;
     let entry = entry(consul, caller, body)?;
     may_write(consul, caller, &entry)?;
-    consul.mesh.catalog_register(&entry).await.map_err(refused)?;
-    Ok(answer::json(&json!(true), query))
+    consul.mesh.catalog_register(&entry).await.map_err(api_error)?;
+    Ok(reply::json(&json!(true), query))
 }
 
 /// # Errors
 /// If the caller's token does not name the written services, or the node is not in its namespace.
-pub(super) fn may_write(consul: &Consul, caller: &Caller, entry: &Entry) -> Result<(), Refused> {
-    let node = consul.mesh.catalog_node(&entry.node, &caller.namespace).map_err(refused)?;
+pub(super) fn may_write(consul: &Consul, caller: &Caller, entry: &Entry) -> Result<(), ApiError> {
+    let node = consul.mesh.catalog_node(&entry.node, &caller.namespace).map_err(api_error)?;
     let named = |id: &str| {
         let new = entry.services.iter().find(|service| service.service_id == id);
         let existing = node.iter().flat_map(|(_, instances)| instances).find(|instance| instance.service_id == id);
@@ -70,15 +65,15 @@ pub(super) async fn deregister(
     caller: &Caller,
     query: &Query,
     body: &[u8],
-) -> Result<Answered, Refused> {
+) -> Result<Reply, ApiError> {
     select::in_scope(consul, query)?;
     allowed(consul)?;
-    let mut fields = Fields::of_body("the deregistration", body).map_err(Refused::bad)?;
-    let mut text = |key: &str| fields.text(key).map_err(Refused::bad);
+    let mut fields = Fields::of_body("the deregistration", body).map_err(ApiError::bad_request)?;
+    let mut text = |key: &str| fields.text(key).map_err(ApiError::bad_request);
     let (node, service, check) = (text("node")?, text("serviceid")?, text("checkid")?);
     here(consul, &text("datacenter")?)?;
     if node.is_empty() {
-        return Err(Refused::bad("Must provide node"));
+        return Err(ApiError::bad_request("Must provide node"));
     }
     let what = match (service.as_str(), check.as_str()) {
         ("", "") => Removal::Node,
@@ -86,14 +81,14 @@ pub(super) async fn deregister(
         _ => Removal::Service(service),
     };
     may_remove(consul, caller, &node, &what)?;
-    consul.mesh.catalog_deregister(&node, &caller.namespace, &what).await.map_err(refused)?;
-    Ok(answer::json(&json!(true), query))
+    consul.mesh.catalog_deregister(&node, &caller.namespace, &what).await.map_err(api_error)?;
+    Ok(reply::json(&json!(true), query))
 }
 
 /// # Errors
 /// If the caller's token does not name the removed services, or the node is not in its namespace.
-pub(super) fn may_remove(consul: &Consul, caller: &Caller, node: &str, what: &Removal) -> Result<(), Refused> {
-    let Some((_, instances)) = consul.mesh.catalog_node(node, &caller.namespace).map_err(refused)? else {
+pub(super) fn may_remove(consul: &Consul, caller: &Caller, node: &str, what: &Removal) -> Result<(), ApiError> {
+    let Some((_, instances)) = consul.mesh.catalog_node(node, &caller.namespace).map_err(api_error)? else {
         return Ok(());
     };
     let affected: Vec<&Instance> = match what {
@@ -114,18 +109,18 @@ pub(super) fn may_remove(consul: &Consul, caller: &Caller, node: &str, what: &Re
 
 /// # Errors
 /// If registration without a sidecar is disabled.
-pub(super) fn allowed(consul: &Consul) -> Result<(), Refused> {
+pub(super) fn allowed(consul: &Consul) -> Result<(), ApiError> {
     if consul.allow_external {
         return Ok(());
     }
     let text = "Permission denied: this control plane accepts no registrations (--allow-external); register with the sidecar \
                 beside the service";
-    Err(Refused::new(StatusCode::FORBIDDEN, text))
+    Err(ApiError::new(StatusCode::FORBIDDEN, text))
 }
 
 /// # Errors
 /// If one of the services may not be registered, or there is none, and the token names none either.
-fn whole<'a>(caller: &Caller, node: &str, services: impl Iterator<Item = &'a Instance>) -> Result<(), Refused> {
+fn whole<'a>(caller: &Caller, node: &str, services: impl Iterator<Item = &'a Instance>) -> Result<(), ApiError> {
     let mut any = false;
     for instance in services {
         any = true;
@@ -134,18 +129,18 @@ fn whole<'a>(caller: &Caller, node: &str, services: impl Iterator<Item = &'a Ins
     if any || caller.rights.registers_any() { Ok(()) } else { Err(caller.denied("node:write", node)) }
 }
 
-fn here(consul: &Consul, datacenter: &str) -> Result<(), Refused> {
+fn here(consul: &Consul, datacenter: &str) -> Result<(), ApiError> {
     if datacenter.is_empty() || datacenter == consul.federation.datacenter() {
         return Ok(());
     }
-    Err(Refused::new(StatusCode::NOT_IMPLEMENTED, "the catalog of another datacenter is read-only here"))
+    Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, "the catalog of another datacenter is read-only here"))
 }
 
-fn entry(consul: &Consul, caller: &Caller, body: &[u8]) -> Result<Entry, Refused> {
-    let mut fields = Fields::of_body("the registration", body).map_err(Refused::bad)?;
-    let datacenter = fields.text("datacenter").map_err(Refused::bad)?;
+fn entry(consul: &Consul, caller: &Caller, body: &[u8]) -> Result<Entry, ApiError> {
+    let mut fields = Fields::of_body("the registration", body).map_err(ApiError::bad_request)?;
+    let datacenter = fields.text("datacenter").map_err(ApiError::bad_request)?;
     here(consul, &datacenter)?;
-    read(&mut fields, &caller.namespace).map_err(Refused::bad)
+    read(&mut fields, &caller.namespace).map_err(ApiError::bad_request)
 }
 
 fn read(fields: &mut Fields, namespace: &str) -> Result<Entry, String> {

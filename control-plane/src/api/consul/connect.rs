@@ -5,10 +5,10 @@
 
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
-use weft_agent::answer::{self, Answered};
-use weft_agent::query::Query;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
-use crate::identity::ca::{Ca, fingerprint};
+use crate::identity::ca::Ca;
 
 /// The public part of the authority.
 pub struct Roots {
@@ -21,28 +21,28 @@ impl Roots {
     /// The roots of this authority.
     pub fn of(ca: &Ca) -> Roots {
         let root = ca.root();
-        let id = hex(&fingerprint(root), ":");
+        let id = hex(&ca.fingerprint(), ":");
         Roots { trust_domain: ca.trust_domain().to_owned(), root: shape(root, ca.root_pem(), &id), id }
     }
 
     /// `connect/ca/roots`. They do not change while the control plane runs: a blocking query always waits for its whole
     /// time.
-    pub(super) async fn answer(&self, query: &Query) -> Result<Answered, weft_agent::refused::Refused> {
-        if let Some((1, wait)) = query.block().map_err(weft_agent::refused::Refused::bad)? {
+    pub(super) async fn answer(&self, query: &Query) -> Result<Reply, weft_registry_api::error::ApiError> {
+        if let Some((1, wait)) = query.block().map_err(weft_registry_api::error::ApiError::bad_request)? {
             tokio::time::sleep(wait).await;
         }
         let body = json!({ "ActiveRootID": self.id, "TrustDomain": self.trust_domain, "Roots": [self.root] });
         let pem = query.has("pem").then(|| self.root["RootCert"].as_str().unwrap_or_default().to_owned());
-        let mut answered = match pem {
+        let mut reply = match pem {
             Some(pem) => {
-                let mut answered = answer::text(pem);
-                answer::set(&mut answered, "content-type", "application/pem-certificate-chain");
-                answered
+                let mut reply = reply::text(pem);
+                reply::set(&mut reply, "content-type", "application/pem-certificate-chain");
+                reply
             }
-            None => answer::json(&body, query),
+            None => reply::json(&body, query),
         };
-        answer::index_headers(&mut answered, 1, query);
-        Ok(answered)
+        reply::index_headers(&mut reply, 1, query);
+        Ok(reply)
     }
 }
 

@@ -10,11 +10,11 @@ use http::StatusCode;
 use regex::{Regex, RegexBuilder};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use weft_agent::answer::{self, Answered};
-use weft_agent::query::Query;
-use weft_agent::refused::Refused;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
-use super::{Caller, Consul, refused, select};
+use super::{Caller, Consul, api_error, select};
 use crate::state::documents::StoredDocument;
 use crate::state::locks::uuid;
 
@@ -32,24 +32,24 @@ pub(super) async fn fire(
     name: &str,
     query: &Query,
     payload: &[u8],
-) -> Result<Answered, Refused> {
+) -> Result<Reply, ApiError> {
     caller.write_events(name)?;
     if payload.len() > MAX_PAYLOAD {
         let text = format!("user event exceeds configured limit of {MAX_PAYLOAD} bytes");
-        return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, text));
+        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text));
     }
     let filter = |key: &str| query.value(key).unwrap_or_default().to_owned();
     let (node, service, tag) = (filter("node"), filter("service"), filter("tag"));
     for (key, text) in [("name", name), ("node", &*node), ("service", &*service), ("tag", &*tag)] {
         if text.len() > MAX_TEXT {
-            return Err(Refused::bad(format!("{key} is too long: {MAX_TEXT} bytes at most")));
+            return Err(ApiError::bad_request(format!("{key} is too long: {MAX_TEXT} bytes at most")));
         }
     }
     for (key, text) in [("node", &node), ("service", &service), ("tag", &tag)] {
-        compiled(text).map_err(|e| Refused::bad(format!("Invalid {key} filter: {e}")))?;
+        compiled(text).map_err(|e| ApiError::bad_request(format!("Invalid {key} filter: {e}")))?;
     }
     if !tag.is_empty() && service.is_empty() {
-        return Err(Refused::bad("Cannot provide tag filter without service filter"));
+        return Err(ApiError::bad_request("Cannot provide tag filter without service filter"));
     }
     let id = uuid();
     let payload = if payload.is_empty() { Value::Null } else { STANDARD.encode(payload).into() };
@@ -63,8 +63,8 @@ pub(super) async fn fire(
         "Version": 1,
         "LTime": 0,
     });
-    consul.mesh.fire_event(&caller.namespace, &id, &event).await.map_err(refused)?;
-    Ok(answer::json(&event, query))
+    consul.mesh.fire_event(&caller.namespace, &id, &event).await.map_err(api_error)?;
+    Ok(reply::json(&event, query))
 }
 
 fn compiled(text: &str) -> Result<Regex, regex::Error> {
@@ -72,7 +72,7 @@ fn compiled(text: &str) -> Result<Regex, regex::Error> {
 }
 
 /// `GET event/list`
-pub(super) async fn list(consul: &Consul, caller: &Caller, query: &Query) -> Result<Answered, Refused> {
+pub(super) async fn list(consul: &Consul, caller: &Caller, query: &Query) -> Result<Reply, ApiError> {
     select::in_scope(consul, query)?;
     caller.read_events()?;
     let (node, name) = (node_of(consul, caller), query.value("name").unwrap_or_default());
@@ -84,7 +84,7 @@ pub(super) async fn list(consul: &Consul, caller: &Caller, query: &Query) -> Res
             && same.into_iter().all(|(key, wanted)| wanted.is_empty() || event[*key] == wanted)
             && node.as_ref().is_none_or(|node| node.is_meant(event))
     };
-    let block = query.block().map_err(Refused::bad)?;
+    let block = query.block().map_err(ApiError::bad_request)?;
     let end = block.map(|(_, wait)| Instant::now() + wait);
     loop {
         // Filters are compiled outside the lock.
@@ -96,7 +96,7 @@ pub(super) async fn list(consul: &Consul, caller: &Caller, query: &Query) -> Res
         let index = index_of(&events);
         let left = end.map(|end| end.saturating_duration_since(Instant::now())).unwrap_or_default();
         if block.is_none_or(|(seen, _)| seen != index) || left.is_zero() {
-            return Ok(answer::indexed(&Value::Array(events), index, query));
+            return Ok(reply::indexed(&Value::Array(events), index, query));
         }
         consul.mesh.wait_for_events(version, left).await;
     }

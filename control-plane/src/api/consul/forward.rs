@@ -2,10 +2,10 @@
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, StatusCode};
-use weft_agent::answer::Answered;
-use weft_agent::query::{Query, without};
-use weft_agent::refused::Refused;
 use weft_proto::v1::{PeerQuestion, Question};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::{Query, without};
+use weft_registry_api::reply::Reply;
 
 use super::route::{Endpoint, route};
 use super::{Caller, Consul, Rights};
@@ -41,7 +41,7 @@ pub(crate) fn is_forwarded(path: &str) -> bool {
 ///
 /// # Errors
 /// Consul's, if the data centre is unreachable.
-pub(super) async fn ask(consul: &Consul, caller: &Caller, datacenter: &str, head: &Parts) -> Result<Answered, Refused> {
+pub(super) async fn ask(consul: &Consul, caller: &Caller, datacenter: &str, head: &Parts) -> Result<Reply, ApiError> {
     // A request of another data centre is not forwarded to a third.
     if matches!(caller.rights, Rights::Peer(_)) {
         return Err(no_path());
@@ -57,25 +57,25 @@ pub(super) async fn ask(consul: &Consul, caller: &Caller, datacenter: &str, head
     let answer = match consul.federation.ask(datacenter, question).await {
         Ok(answer) => answer,
         Err(NoAnswer::Busy) => {
-            return Err(Refused::new(StatusCode::TOO_MANY_REQUESTS, "Too many requests to another data centre"));
+            return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "Too many requests to another data centre"));
         }
         Err(error) => {
             tracing::debug!(datacenter, "{error}");
             return Err(no_path());
         }
     };
-    let mut answered = http::Response::new(answer.body);
+    let mut reply = http::Response::new(answer.body);
     let status = u16::try_from(answer.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
-    *answered.status_mut() = status.unwrap_or(StatusCode::BAD_GATEWAY);
+    *reply.status_mut() = status.unwrap_or(StatusCode::BAD_GATEWAY);
     for (name, value) in &answer.headers {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-            answered.headers_mut().insert(name, value);
+            reply.headers_mut().insert(name, value);
         }
     }
-    Ok(answered)
+    Ok(reply)
 }
 
 /// Consul's words.
-fn no_path() -> Refused {
-    Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "No path to datacenter")
+fn no_path() -> ApiError {
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "No path to datacenter")
 }

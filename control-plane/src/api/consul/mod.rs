@@ -4,7 +4,7 @@
 //! [`route`] finds the endpoint, `Caller` decides the visible services and the permitted changes, `read` selects
 //! instances and nodes and answers reads, `block` waits; `kv` is the key-value store with its sessions and
 //! transactions, `queries` and `events` the prepared queries and events, `config` the config entries, which become
-//! policies. Queries, filters, headers and refusals, which agents need too, are in `weft_agent`.
+//! policies. Queries, filters, headers and errors, which agents need too, are in `weft_registry_api`.
 
 mod authorize;
 mod block;
@@ -22,12 +22,13 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
-use weft_agent::answer::{self, Answered};
-use weft_agent::query::Query;
-use weft_agent::refused::Refused;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use crate::api::remote::RemoteReads;
 use crate::identity::caller::{Caller, Rights};
@@ -59,7 +60,7 @@ async fn write(
     (method, endpoint): (&Method, Endpoint),
     query: &Query,
     body: &[u8],
-) -> Result<Answered, Refused> {
+) -> Result<Reply, ApiError> {
     select::in_scope(consul, query)?;
     match endpoint {
         Endpoint::Pair(key) if method == Method::DELETE => pairs::delete(consul, caller, &key, query).await,
@@ -77,45 +78,51 @@ async fn write(
         Endpoint::Config => config::put(consul, caller, query, body).await,
         Endpoint::ConfigEntry(kind, name) => config::delete(consul, caller, &kind, &name, query).await,
         Endpoint::Transaction => txn::transact(consul, caller, query, body).await,
-        _ => Err(Refused::bad("not a write endpoint")),
+        _ => Err(ApiError::bad_request("not a write endpoint")),
     }
 }
 
 /// A refusal of the store or the registry, in the form of Consul's errors.
-fn refused(refusal: Refusal) -> Refused {
+fn api_error(refusal: Refusal) -> ApiError {
     match refusal {
-        Refusal::Because(text) => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, text),
-        Refusal::Exceeded(exceeded) => Refused::new(StatusCode::PAYLOAD_TOO_LARGE, exceeded.0),
-        Refusal::SessionOver => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, refusal.to_string()),
-        Refusal::Store(e) => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("No cluster leader: {e}")),
+        Refusal::Because(text) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, text),
+        Refusal::Exceeded(exceeded) => ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, exceeded.0),
+        Refusal::SessionOver => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, refusal.to_string()),
+        Refusal::Store(e) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("No cluster leader: {e}")),
     }
 }
 
-fn interrupted(interrupted: Interrupted) -> Refused {
-    Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("No cluster leader: {interrupted}"))
+fn interrupted(interrupted: Interrupted) -> ApiError {
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("No cluster leader: {interrupted}"))
 }
 
 /// Answers one request; a blocking query when its result has changed, or its wait is over.
-pub async fn answer(consul: &Consul, caller: &Caller, request: Request<Bytes>) -> Answered {
+pub async fn answer(consul: &Consul, caller: &Caller, request: Request<Bytes>) -> Reply {
     let (head, body) = request.into_parts();
     let query = Query::parse(head.uri.query().unwrap_or_default());
     if head.method == Method::GET
         && let Err(text) = query.consistency()
     {
-        return answer::refusal(&Refused::bad(text), true, &query);
+        return reply::error(&ApiError::bad_request(text), true, &query);
     }
     if let Some(datacenter) = forward::datacenter(consul, &query)
         && head.method == Method::GET
         && is_forwarded(head.uri.path())
     {
-        let answered = forward::ask(consul, caller, datacenter, &head).await;
-        return answered.unwrap_or_else(|refused| answer::refusal(&refused, true, &query));
+        let reply = forward::ask(consul, caller, datacenter, &head).await;
+        return reply.unwrap_or_else(|error| reply::error(&error, true, &query));
     }
-    let answered = match route::route(&head.method, head.uri.path()) {
+    let reply = match route::route(&head.method, head.uri.path()) {
         Ok(endpoint) if head.method == Method::GET => read::read(consul, caller, endpoint, &query).await,
         Ok(endpoint) => write(consul, caller, (&head.method, endpoint), &query, &body).await,
-        Err(RouteError::Method(allowed)) => return answer::wrong_method(&head.method, allowed),
-        Err(RouteError::Refused(refused)) => Err(refused),
+        Err(RouteError::Method(allowed)) => return reply::wrong_method(&head.method, allowed),
+        Err(RouteError::NoEndpoint(error)) => Err(error),
     };
-    answered.unwrap_or_else(|refused| answer::refusal(&refused, head.method == Method::GET, &query))
+    reply.unwrap_or_else(|error| {
+        if error.status == StatusCode::PAYLOAD_TOO_LARGE {
+            tracing::warn!(identity = caller.identity, address = %caller.address, path = head.uri.path(), "refused: {}", error.text);
+            consul.mesh.out_of_bounds.fetch_add(1, Ordering::Relaxed);
+        }
+        reply::error(&error, head.method == Method::GET, &query)
+    })
 }

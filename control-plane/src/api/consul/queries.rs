@@ -8,13 +8,13 @@ use std::sync::Arc;
 use http::{Request, StatusCode};
 use rand::seq::SliceRandom;
 use serde_json::{Value, json};
-use weft_agent::answer::{self, Answered};
-use weft_agent::decode::{Fields, go_duration};
-use weft_agent::query::Query;
-use weft_agent::refused::Refused;
+use weft_registry_api::decode::{Fields, go_duration};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use super::select::{self, rows};
-use super::{Caller, Consul, forward, refused, shapes};
+use super::{Caller, Consul, api_error, forward, shapes};
 use crate::state::documents::{Documents, StoredDocument};
 use crate::state::locks::uuid;
 use crate::state::{Mesh, Node};
@@ -25,34 +25,34 @@ const MAX_TEXT: usize = 512;
 const MAX_ITEMS: usize = 64;
 
 /// `POST query`
-pub(super) async fn create(consul: &Consul, caller: &Caller, query: &Query, body: &[u8]) -> Result<Answered, Refused> {
+pub(super) async fn create(consul: &Consul, caller: &Caller, query: &Query, body: &[u8]) -> Result<Reply, ApiError> {
     let id = uuid();
-    let written = of_body(body, &id).map_err(Refused::bad)?;
+    let written = of_body(body, &id).map_err(ApiError::bad_request)?;
     caller.write_query(service_of(&written))?;
-    consul.mesh.put_query(&caller.namespace, &id, Some(&written), true).await.map_err(refused)?;
-    Ok(answer::json(&json!({ "ID": id }), query))
+    consul.mesh.put_query(caller.writer(), &id, Some(&written), true).await.map_err(api_error)?;
+    Ok(reply::json(&json!({ "ID": id }), query))
 }
 
 /// `PUT query/:id`
-pub(super) async fn update(consul: &Consul, caller: &Caller, id: &str, body: &[u8]) -> Result<Answered, Refused> {
-    let written = of_body(body, id).map_err(Refused::bad)?;
+pub(super) async fn update(consul: &Consul, caller: &Caller, id: &str, body: &[u8]) -> Result<Reply, ApiError> {
+    let written = of_body(body, id).map_err(ApiError::bad_request)?;
     caller.write_query(service_of(&written))?;
     caller.write_query(service_of(&stored_query(consul, caller, id)?.value))?;
-    if !consul.mesh.put_query(&caller.namespace, id, Some(&written), false).await.map_err(refused)? {
+    if !consul.mesh.put_query(caller.writer(), id, Some(&written), false).await.map_err(api_error)? {
         return Err(not_found());
     }
-    Ok(answer::done())
+    Ok(reply::done())
 }
 
 /// `DELETE query/:id`
-pub(super) async fn delete(consul: &Consul, caller: &Caller, id: &str) -> Result<Answered, Refused> {
+pub(super) async fn delete(consul: &Consul, caller: &Caller, id: &str) -> Result<Reply, ApiError> {
     caller.write_query(service_of(&stored_query(consul, caller, id)?.value))?;
-    consul.mesh.put_query(&caller.namespace, id, None, false).await.map_err(refused)?;
-    Ok(answer::done())
+    consul.mesh.put_query(caller.writer(), id, None, false).await.map_err(api_error)?;
+    Ok(reply::done())
 }
 
-fn not_found() -> Refused {
-    Refused::new(StatusCode::NOT_FOUND, "Query not found")
+fn not_found() -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "Query not found")
 }
 
 fn service_of(query: &Value) -> &str {
@@ -137,13 +137,13 @@ fn shape(stored: &StoredDocument) -> Value {
 }
 
 /// A query by its id that the caller may see.
-fn stored_query(consul: &Consul, caller: &Caller, id: &str) -> Result<StoredDocument, Refused> {
+fn stored_query(consul: &Consul, caller: &Caller, id: &str) -> Result<StoredDocument, ApiError> {
     let held = consul.mesh.read_queries(|all| all.get(&caller.namespace, id).cloned());
     held.filter(|stored| caller.rights.read(service_of(&stored.value))).ok_or_else(not_found)
 }
 
 /// A prepared query by its id or its name, in the caller's namespace and then in "default".
-fn find_query(consul: &Consul, caller: &Caller, id: &str) -> Result<StoredDocument, Refused> {
+fn find_query(consul: &Consul, caller: &Caller, id: &str) -> Result<StoredDocument, ApiError> {
     let found = consul.mesh.read_queries(|all| find(all, &caller.namespace, id).or_else(|| find(all, "default", id)));
     found.filter(|stored| caller.rights.read(service_of(&stored.value))).ok_or_else(not_found)
 }
@@ -171,43 +171,45 @@ fn find(all: &Documents, namespace: &str, id: &str) -> Option<StoredDocument> {
 }
 
 /// `GET query`
-pub(super) async fn list(consul: &Consul, caller: &Caller, query: &Query) -> Result<Answered, Refused> {
+pub(super) async fn list(consul: &Consul, caller: &Caller, query: &Query) -> Result<Reply, ApiError> {
     select::in_scope(consul, query)?;
     wait(consul, query).await?;
     let (all, index) = consul.mesh.read_queries(|all| {
         let seen = all.list(&caller.namespace).into_iter().filter(|(_, q)| caller.rights.read(service_of(&q.value)));
         (seen.map(|(_, stored)| shape(stored)).collect::<Vec<_>>(), all.index())
     });
-    Ok(answer::indexed(&Value::Array(all), index, query))
+    Ok(reply::indexed(&Value::Array(all), index, query))
 }
 
 /// `GET query/:id`
-pub(super) async fn read(consul: &Consul, caller: &Caller, id: &str, query: &Query) -> Result<Answered, Refused> {
+pub(super) async fn read(consul: &Consul, caller: &Caller, id: &str, query: &Query) -> Result<Reply, ApiError> {
     select::in_scope(consul, query)?;
     wait(consul, query).await?;
     let stored = stored_query(consul, caller, id)?;
-    Ok(answer::indexed(&json!([shape(&stored)]), consul.mesh.read_queries(Documents::index), query))
+    Ok(reply::indexed(&json!([shape(&stored)]), consul.mesh.read_queries(Documents::index), query))
 }
 
-async fn wait(consul: &Consul, query: &Query) -> Result<(), Refused> {
-    if let Some((seen, wait)) = query.block().map_err(Refused::bad)? {
+async fn wait(consul: &Consul, query: &Query) -> Result<(), ApiError> {
+    if let Some((seen, wait)) = query.block().map_err(ApiError::bad_request)? {
         consul.mesh.wait_for_queries(seen, wait).await;
     }
     Ok(())
 }
 
 /// `GET query/:id/explain`
-pub(super) fn explain(consul: &Consul, caller: &Caller, id: &str, query: &Query) -> Result<Answered, Refused> {
+pub(super) fn explain(consul: &Consul, caller: &Caller, id: &str, query: &Query) -> Result<Reply, ApiError> {
     let stored = find_query(consul, caller, id)?;
-    Ok(answer::indexed(&json!({ "Query": shape(&stored) }), stored.modify_index, query))
+    Ok(reply::indexed(&json!({ "Query": shape(&stored) }), stored.modify_index, query))
 }
 
 /// `GET query/:id/execute`
-pub(super) async fn execute(consul: &Consul, caller: &Caller, id: &str, query: &Query) -> Result<Answered, Refused> {
+pub(super) async fn execute(consul: &Consul, caller: &Caller, id: &str, query: &Query) -> Result<Reply, ApiError> {
     select::in_scope(consul, query)?;
     let limit = match query.value("limit").filter(|text| !text.is_empty()) {
         None => usize::MAX,
-        Some(text) => text.parse().map_err(|_| Refused::bad(format!("Bad limit: {text:?} is not a whole number")))?,
+        Some(text) => {
+            text.parse().map_err(|_| ApiError::bad_request(format!("Bad limit: {text:?} is not a whole number")))?
+        }
     };
     let stored = find_query(consul, caller, id)?;
     let wanted = &stored.value["Service"];
@@ -231,7 +233,7 @@ pub(super) async fn execute(consul: &Consul, caller: &Caller, id: &str, query: &
         "Datacenter": datacenter,
         "Failovers": failovers,
     });
-    Ok(answer::indexed(&body, stored.modify_index, query))
+    Ok(reply::indexed(&body, stored.modify_index, query))
 }
 
 /// Shuffled anew each time, unless the query or the request has a `near`.
@@ -281,11 +283,11 @@ async fn in_datacenter(
     let what = if connect { "connect" } else { "service" };
     let escaped: String = service.bytes().map(escaped).collect();
     let Ok(request) = Request::get(format!("/v1/health/{what}/{escaped}")).body(()) else { return Vec::new() };
-    let answered = forward::ask(consul, caller, datacenter, &request.into_parts().0).await;
-    let body = match answered {
-        Ok(answered) if answered.status() == StatusCode::OK => answered.into_body(),
-        Ok(answered) => {
-            tracing::debug!(datacenter, service, status = %answered.status(), "the other data centre refuses a prepared query");
+    let reply = forward::ask(consul, caller, datacenter, &request.into_parts().0).await;
+    let body = match reply {
+        Ok(reply) if reply.status() == StatusCode::OK => reply.into_body(),
+        Ok(reply) => {
+            tracing::debug!(datacenter, service, status = %reply.status(), "the other data centre refuses a prepared query");
             return Vec::new();
         }
         Err(e) => {

@@ -1,8 +1,8 @@
 //! The endpoint of a request, or the reason why there is none. Names may contain slashes, literal or escaped.
 
 use http::{Method, StatusCode};
-use weft_agent::query::unescape;
-use weft_agent::refused::Refused;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::unescape;
 
 /// The endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,7 +117,7 @@ pub enum RouteError {
     /// The endpoint has other methods: these, with commas.
     Method(&'static str),
     /// There is none, or a part of the path is missing.
-    Refused(Refused),
+    NoEndpoint(ApiError),
 }
 
 /// The path before a name, the missing part for an empty name, and the endpoint with that name.
@@ -163,7 +163,7 @@ const REFUSED: [(&str, &str); 9] = [
 /// # Errors
 /// If there is none.
 pub fn route(method: &Method, path: &str) -> Result<Endpoint, RouteError> {
-    let no_page = || RouteError::Refused(Refused::new(StatusCode::NOT_FOUND, "no such page"));
+    let no_page = || RouteError::NoEndpoint(ApiError::new(StatusCode::NOT_FOUND, "no such page"));
     let short = path.strip_prefix("/v1/").ok_or_else(no_page)?;
     let endpoint = match short {
         "catalog/services" => Endpoint::CatalogServices,
@@ -192,7 +192,7 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, RouteError> {
         "session/list" => Endpoint::SessionList,
         "kv" => Endpoint::Pair(String::new()),
         _ if short.starts_with("kv/") => Endpoint::Pair(unescape(&short[3..], false)),
-        _ => by_name(short).unwrap_or_else(|| Err(RouteError::Refused(unsupported(path, short))))?,
+        _ => by_name(short).unwrap_or_else(|| Err(RouteError::NoEndpoint(unsupported(path, short))))?,
     };
     let methods = endpoint.methods();
     if methods.split(',').any(|allowed| method.as_str() == allowed) {
@@ -225,7 +225,7 @@ fn config(rest: &str) -> Result<Endpoint, RouteError> {
     let (kind, name) = rest.split_once('/').unwrap_or((rest, ""));
     let (kind, name) = (unescape(kind, false), unescape(name, false));
     if !CONFIG_KINDS.contains(&kind.as_str()) {
-        return Err(RouteError::Refused(Refused::bad(format!("invalid config entry kind: {kind}"))));
+        return Err(RouteError::NoEndpoint(ApiError::bad_request(format!("invalid config entry kind: {kind}"))));
     }
     Ok(if name.is_empty() { Endpoint::ConfigEntries(kind) } else { Endpoint::ConfigEntry(kind, name) })
 }
@@ -251,18 +251,18 @@ fn by_name(short: &str) -> Option<Result<Endpoint, RouteError>> {
     BY_NAME.iter().find_map(|(prefix, what, endpoint)| {
         let rest = short.strip_prefix(prefix)?;
         let name = if rest.is_empty() { "" } else { rest.strip_prefix('/')? };
-        let missing = || RouteError::Refused(Refused::bad(format!("Missing {what}")));
+        let missing = || RouteError::NoEndpoint(ApiError::bad_request(format!("Missing {what}")));
         Some(if name.is_empty() { Err(missing()) } else { Ok(endpoint(unescape(name, false))) })
     })
 }
 
-fn unsupported(path: &str, short: &str) -> Refused {
+fn unsupported(path: &str, short: &str) -> ApiError {
     // The same of an agent.
     let short = short.strip_prefix("agent/").unwrap_or(short);
     let below = |prefix: &str| short.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     let instead = REFUSED.iter().find(|(prefix, _)| below(prefix)).map(|(_, instead)| format!(": {instead}"));
     let text = format!("{path} of Consul's API is not supported by this mesh{}", instead.unwrap_or_default());
-    Refused::new(StatusCode::NOT_IMPLEMENTED, text)
+    ApiError::new(StatusCode::NOT_IMPLEMENTED, text)
 }
 
 #[cfg(test)]
@@ -289,7 +289,7 @@ mod tests {
             ("/v1/health/state", "Missing check state"),
             ("/v1/catalog/node/", "Missing node name"),
         ] {
-            assert_eq!(get(path), Err(RouteError::Refused(Refused::bad(text))), "{path}");
+            assert_eq!(get(path), Err(RouteError::NoEndpoint(ApiError::bad_request(text))), "{path}");
         }
         assert_eq!(route(&Method::PUT, "/v1/health/service/a"), Err(RouteError::Method("GET")));
     }
@@ -314,9 +314,9 @@ mod tests {
             (Method::GET, "/v1/health/servicex/a", 501, "not supported"),
             (Method::GET, "/v2/", 404, "no such page"),
         ] {
-            let Err(RouteError::Refused(refused)) = route(&method, path) else { panic!("{path}") };
-            assert_eq!(refused.status.as_u16(), status, "{path}");
-            assert!(refused.text.contains(words), "{}", refused.text);
+            let Err(RouteError::NoEndpoint(error)) = route(&method, path) else { panic!("{path}") };
+            assert_eq!(error.status.as_u16(), status, "{path}");
+            assert!(error.text.contains(words), "{}", error.text);
         }
     }
 }

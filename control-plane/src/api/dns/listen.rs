@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
-use weft_agent::quiet::{Connection, Quiet};
+use weft_listen::idle::{Connection, IdleLimit};
 
 use super::Dns;
 use super::packet::Transport;
@@ -137,11 +137,11 @@ async fn serve_udp<V: View + Send + Sync + 'static>(dns: Arc<Dns<V>>, socket: Ar
 }
 
 async fn serve_tcp<V: View + Send + Sync + 'static>(dns: Arc<Dns<V>>, listener: TcpListener, permits: Arc<Semaphore>) {
-    let quiet = Arc::<Quiet>::default();
+    let idle = Arc::<IdleLimit>::default();
     loop {
         match listener.accept().await {
             Ok((stream, from)) => {
-                let (dns, permits, connection) = (dns.clone(), permits.clone(), quiet.enter(from.ip()));
+                let (dns, permits, connection) = (dns.clone(), permits.clone(), idle.enter(from.ip()));
                 tokio::spawn(async move {
                     tokio::select! {
                         // Errors of a client's connection concern only the client.

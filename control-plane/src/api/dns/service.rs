@@ -9,24 +9,32 @@ use weft_proto::v1::dns_server::Dns as DnsApi;
 use super::Dns;
 use super::packet::Transport;
 use super::view::View;
+use crate::identity::bounds::Pace;
 use crate::identity::peer::Peer;
 
 /// No query is longer.
 pub(crate) const MAX_QUERY: usize = 4096;
 
 /// The service.
-pub struct DnsService(pub Arc<Dns>);
+pub struct DnsService {
+    /// Answers.
+    pub dns: Arc<Dns>,
+    /// Rate of the requests of each identity.
+    pub pace: Arc<Pace>,
+}
 
 #[tonic::async_trait]
 impl DnsApi for DnsService {
     async fn query(&self, request: Request<DnsMessage>) -> Result<Response<DnsMessage>, Status> {
-        let certified = Peer::of(&request)?.certified()?;
+        let peer = Peer::of(&request)?;
+        let certified = peer.certified()?;
         let message = request.into_inner();
         let length = message.packet.len();
         if length > MAX_QUERY {
             return Err(Status::invalid_argument(format!("a DNS query of {} bytes (at most {MAX_QUERY})", length)));
         }
-        answer(&self.0, message, certified.id.namespace()).await
+        self.pace.keep(&certified.id.to_string().into()).await;
+        answer(&self.dns, message, certified.id.namespace()).await
     }
 }
 

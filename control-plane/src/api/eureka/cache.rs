@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 
-use weft_agent::answer::Answered;
-use weft_agent::eureka::answers::Format;
+use weft_registry_api::eureka::documents::Format;
+use weft_registry_api::reply::Reply;
 
 use super::Stamp;
 
@@ -18,25 +18,25 @@ const MAX_BYTES: usize = 64 << 20;
 #[derive(Default)]
 pub(super) struct Cache {
     stamp: Stamp,
-    answers: HashMap<(String, Format), Answered>,
+    answers: HashMap<(String, Format), Reply>,
 }
 
 impl Cache {
     /// The response, if nothing has changed since.
-    pub(super) fn answer(&self, stamp: Stamp, namespace: &str, format: Format) -> Option<Answered> {
+    pub(super) fn answer(&self, stamp: Stamp, namespace: &str, format: Format) -> Option<Reply> {
         let key = (namespace.to_owned(), format);
         self.answers.get(&key).filter(|_| self.stamp == stamp).cloned()
     }
 
     /// Stores one, and drops those of earlier states.
-    pub(super) fn keep(&mut self, stamp: Stamp, namespace: &str, format: Format, answered: &Answered) {
+    pub(super) fn keep(&mut self, stamp: Stamp, namespace: &str, format: Format, reply: &Reply) {
         if stamp > self.stamp {
             self.answers.clear();
             self.stamp = stamp;
         }
-        let bytes = self.answers.values().map(|kept| kept.body().len()).sum::<usize>() + answered.body().len();
+        let bytes = self.answers.values().map(|kept| kept.body().len()).sum::<usize>() + reply.body().len();
         if stamp == self.stamp && self.answers.len() < MAX && bytes <= MAX_BYTES {
-            self.answers.insert((namespace.to_owned(), format), answered.clone());
+            self.answers.insert((namespace.to_owned(), format), reply.clone());
         }
     }
 }
@@ -50,7 +50,7 @@ mod tests {
     #[test]
     fn the_cache_is_bounded_and_drops_old_states() {
         let mut given = Cache::default();
-        let answer = |text: &'static str| Answered::new(Bytes::from_static(text.as_bytes()));
+        let answer = |text: &'static str| Reply::new(Bytes::from_static(text.as_bytes()));
         let body = |given: &Cache, stamp, format| given.answer(stamp, "a", format).map(|a| a.into_body());
         given.keep((2, 1), "a", Format::Json, &answer("new"));
         given.keep((1, 1), "a", Format::Xml, &answer("late"));
@@ -64,7 +64,7 @@ mod tests {
         }
         assert_eq!(given.answers.len(), MAX);
         for namespace in ["a", "b"] {
-            given.keep((3, 3), namespace, Format::Xml, &Answered::new(vec![0; MAX_BYTES / 2 + 1].into()));
+            given.keep((3, 3), namespace, Format::Xml, &Reply::new(vec![0; MAX_BYTES / 2 + 1].into()));
         }
         assert_eq!(given.answers.len(), 1);
     }

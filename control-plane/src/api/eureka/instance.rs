@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use weft_agent::eureka::instance::{self as eureka, DataCenter, Lease, Port, Status};
-use weft_agent::eureka::lease_id;
 use weft_proto::v1::{Check, Health};
+use weft_registry_api::eureka::instance::{self as eureka, DataCenter, Lease, Port, Status};
+use weft_registry_api::eureka::lease_id;
 
 use weft_world::Instance;
 

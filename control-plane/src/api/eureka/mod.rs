@@ -2,7 +2,7 @@
 //! same responses for requests that sidecars forward (`crate::api::catalog`) and for the listener of the control plane.
 //!
 //! [`instance`] converts a registered instance, [`recent`] has the changes of the last minutes, and [`cache`] the last
-//! response as long as nothing has changed. The forms, and the paths, are `weft_agent::eureka`'s. Writes go to the
+//! response as long as nothing has changed. The forms, and the paths, are `weft_registry_api::eureka`'s. Writes go to the
 //! agent: an instance registers with the sidecar beside it, or at a listener of the control plane with
 //! `crate::registry::external`.
 
@@ -18,12 +18,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
-use weft_agent::answer::Answered;
-use weft_agent::eureka::answers::{self, Apps, Format};
-use weft_agent::eureka::instance::Instance;
-use weft_agent::eureka::route::{self, Endpoint, Read};
-use weft_agent::eureka::{missed_answer, refusal};
-use weft_agent::refused::Refused;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::eureka::documents::{self, Apps, Format};
+use weft_registry_api::eureka::instance::Instance;
+use weft_registry_api::eureka::route::{self, Endpoint, Read};
+use weft_registry_api::eureka::{error_reply, missed_reply};
+use weft_registry_api::reply::Reply;
 
 use crate::identity::caller::Caller;
 use crate::state::Mesh;
@@ -49,16 +49,16 @@ impl Eureka {
     }
 
     /// Answers one request.
-    pub fn answer(&self, caller: &Caller, request: Request<Bytes>) -> Answered {
+    pub fn answer(&self, caller: &Caller, request: Request<Bytes>) -> Reply {
         let (head, _) = request.into_parts();
         let read = match route::route(&head.method, head.uri.path()) {
             Ok(Endpoint::Read(read)) => read,
             Ok(Endpoint::Write(_)) => {
                 let text =
                     "instances register with the sidecar beside them (127.0.0.1:8761), not with the control plane";
-                return refusal(&Refused::new(StatusCode::NOT_IMPLEMENTED, text));
+                return error_reply(&ApiError::new(StatusCode::NOT_IMPLEMENTED, text));
             }
-            Err(missed) => return missed_answer(missed, &head),
+            Err(missed) => return missed_reply(missed, &head),
         };
         let format = Format::of(&head.headers);
         let document = match read {
@@ -73,8 +73,8 @@ impl Eureka {
             Read::SecureVip(name) => self.by_address(caller, &name, |instance| &instance.secure_vip_address),
         };
         match document {
-            Ok(document) => answers::answer(document, format),
-            Err(refused) => refusal(&refused),
+            Ok(document) => documents::encode(document, format),
+            Err(error) => error_reply(&error),
         }
     }
 
@@ -94,7 +94,7 @@ impl Eureka {
         (instances.into_iter().map(row).collect(), stamp)
     }
 
-    fn apps(&self, caller: &Caller, format: Format) -> Answered {
+    fn apps(&self, caller: &Caller, format: Format) -> Reply {
         let stamp = self.mesh.read(stamp);
         // Responses for a token are not cached: each token may hide other services.
         let kept = || self.cache().answer(stamp, &caller.namespace, format);
@@ -104,13 +104,13 @@ impl Eureka {
         let (rows, stamp) = self.rows();
         self.recent().follow(&rows, stamp, Instant::now());
         let rows = View::of(caller, &rows).visible(&rows);
-        let hash = answers::hashcode(rows.iter().map(|row| instance::status(row)));
-        let document = answers::applications(&grouped(rows.into_iter().map(instance_of)), stamp.1, &hash);
-        let answered = answers::answer(document, format);
+        let hash = documents::hashcode(rows.iter().map(|row| instance::status(row)));
+        let document = documents::applications(&grouped(rows.into_iter().map(instance_of)), stamp.1, &hash);
+        let reply = documents::encode(document, format);
         if !caller.is_narrowed() {
-            self.cache().keep(stamp, &caller.namespace, format, &answered);
+            self.cache().keep(stamp, &caller.namespace, format, &reply);
         }
-        answered
+        reply
     }
 
     /// The changes of the last minutes, and the hash of the whole registry.
@@ -123,27 +123,32 @@ impl Eureka {
             let changes = recent.changes().filter(|(row, _)| view.sees(row));
             changes.map(|(row, action)| Instance { action, ..instance_of(row) }).collect()
         };
-        let hash = answers::hashcode(view.visible(&rows).into_iter().map(instance::status));
-        answers::applications(&grouped(changed.into_iter()), stamp.1, &hash)
+        let hash = documents::hashcode(view.visible(&rows).into_iter().map(instance::status));
+        documents::applications(&grouped(changed.into_iter()), stamp.1, &hash)
     }
 
-    fn app(&self, caller: &Caller, app: &str) -> Result<serde_json::Value, Refused> {
+    fn app(&self, caller: &Caller, app: &str) -> Result<serde_json::Value, ApiError> {
         let (rows, _) = self.rows();
         let rows = View::of(caller, &rows).visible(&rows).into_iter();
         let of_app = rows.filter(|row| row.instance.service.eq_ignore_ascii_case(app));
         let instances: Vec<Instance> = of_app.map(instance_of).collect();
         match instances.first() {
-            Some(first) => Ok(answers::application(&first.app, &instances)),
-            None => Err(Refused::new(StatusCode::NOT_FOUND, format!("no application {app:?} is registered"))),
+            Some(first) => Ok(documents::application(&first.app, &instances)),
+            None => Err(ApiError::new(StatusCode::NOT_FOUND, format!("no application {app:?} is registered"))),
         }
     }
 
-    fn instance(&self, caller: &Caller, id: &str, wanted: impl Fn(&Row) -> bool) -> Result<serde_json::Value, Refused> {
+    fn instance(
+        &self,
+        caller: &Caller,
+        id: &str,
+        wanted: impl Fn(&Row) -> bool,
+    ) -> Result<serde_json::Value, ApiError> {
         let (rows, _) = self.rows();
         let rows = View::of(caller, &rows).visible(&rows).into_iter();
         let found = rows.filter(|row| wanted(row)).map(instance_of).find(|instance| instance.id() == id);
-        let missing = || Refused::new(StatusCode::NOT_FOUND, format!("no instance {id:?} is registered"));
-        found.map(|instance| answers::instance(&instance)).ok_or_else(missing)
+        let missing = || ApiError::new(StatusCode::NOT_FOUND, format!("no instance {id:?} is registered"));
+        found.map(|instance| documents::instance(&instance)).ok_or_else(missing)
     }
 
     /// The instances with a virtual address, in any case.
@@ -152,17 +157,17 @@ impl Eureka {
         caller: &Caller,
         name: &str,
         addresses: impl Fn(&Instance) -> &String,
-    ) -> Result<serde_json::Value, Refused> {
+    ) -> Result<serde_json::Value, ApiError> {
         let (rows, stamp) = self.rows();
         let all = View::of(caller, &rows).visible(&rows).into_iter().map(instance_of);
         let carries =
             |instance: &Instance| addresses(instance).split(',').any(|one| one.trim().eq_ignore_ascii_case(name));
         let found: Vec<Instance> = all.filter(carries).collect();
         if found.is_empty() {
-            return Err(Refused::new(StatusCode::NOT_FOUND, format!("no instance carries the address {name:?}")));
+            return Err(ApiError::new(StatusCode::NOT_FOUND, format!("no instance carries the address {name:?}")));
         }
-        let hash = answers::hashcode(found.iter().map(|instance| instance.status));
-        Ok(answers::applications(&grouped(found.into_iter()), stamp.1, &hash))
+        let hash = documents::hashcode(found.iter().map(|instance| instance.status));
+        Ok(documents::applications(&grouped(found.into_iter()), stamp.1, &hash))
     }
 
     fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {

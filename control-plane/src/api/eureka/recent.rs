@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use weft_agent::eureka::instance::Action;
+use weft_registry_api::eureka::instance::Action;
 
 use super::Stamp;
 use super::instance::Row;

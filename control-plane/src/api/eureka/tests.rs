@@ -78,7 +78,7 @@ impl Fixture {
         self.eureka.mesh.update_check(&format!("n{node}"), node.into(), update).await.unwrap();
     }
 
-    fn ask(&self, method: &str, path: &str, accept: &str, namespace: &str) -> Answered {
+    fn ask(&self, method: &str, path: &str, accept: &str, namespace: &str) -> Reply {
         let caller = Caller {
             namespace: namespace.into(),
             identity: String::new(),
@@ -90,9 +90,9 @@ impl Fixture {
     }
 
     fn get_as(&self, path: &str, namespace: &str) -> Value {
-        let answered = self.ask("GET", path, "application/json", namespace);
-        assert_eq!(answered.status(), 200, "{path}: {:?}", answered.body());
-        serde_json::from_slice(answered.body()).unwrap()
+        let reply = self.ask("GET", path, "application/json", namespace);
+        assert_eq!(reply.status(), 200, "{path}: {:?}", reply.body());
+        serde_json::from_slice(reply.body()).unwrap()
     }
 
     fn get(&self, path: &str) -> Value {

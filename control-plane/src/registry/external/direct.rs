@@ -13,9 +13,9 @@ use futures::future::BoxFuture;
 use http::StatusCode;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
-use weft_agent::refused::Refused;
 use weft_agent::upstream::Upstream;
 use weft_proto::v1::{Check, CheckUpdate, Instance};
+use weft_registry_api::error::ApiError;
 
 use super::lapses::Lapses;
 use crate::discovery::Discovery;
@@ -130,8 +130,8 @@ impl Direct {
         }
     }
 
-    async fn put(&self, instance: Instance) -> Result<(), Refused> {
-        registry::fits(&instance).map_err(Refused::upstream)?;
+    async fn put(&self, instance: Instance) -> Result<(), ApiError> {
+        registry::fits(&instance).map_err(ApiError::upstream)?;
         let mut registrations = self.registrations.lock().await;
         let registered = match self.session(&mut registrations).await {
             Ok(session) => self.mesh.register(&self.name, session, instance.clone()).await,
@@ -147,10 +147,10 @@ impl Direct {
                 // The store may have accepted it nevertheless.
                 (registrations.behind, registrations.stray) = (true, true);
                 let text = format!("No cluster leader: {e}");
-                return Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, text));
+                return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, text));
             }
-            Err(Refusal::Because(text)) => return Err(Refused::upstream(text)),
-            Err(Refusal::Exceeded(exceeded)) => return Err(Refused::upstream(exceeded.0)),
+            Err(Refusal::Because(text)) => return Err(ApiError::upstream(text)),
+            Err(Refusal::Exceeded(exceeded)) => return Err(ApiError::upstream(exceeded.0)),
         }
         registrations.instances.insert(instance.service_id.clone(), instance);
         Ok(())
@@ -195,7 +195,7 @@ impl Direct {
 }
 
 impl Upstream for Direct {
-    fn register(&self, instance: Instance) -> BoxFuture<'_, Result<(), Refused>> {
+    fn register(&self, instance: Instance) -> BoxFuture<'_, Result<(), ApiError>> {
         Box::pin(self.put(instance))
     }
 

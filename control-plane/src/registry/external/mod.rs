@@ -29,22 +29,23 @@ use futures::future::BoxFuture;
 use http::{Method, Request, StatusCode, request};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use weft_agent::answer::{self, Answered};
 use weft_agent::checks::Sockets;
 use weft_agent::checks::target::Own;
 use weft_agent::datacenter::Datacenter;
 use weft_agent::entry::Task;
-use weft_agent::eureka::instance::Instance as Document;
-use weft_agent::eureka::route::Write;
-use weft_agent::eureka::service_id;
 use weft_agent::forward::{Forwarder, Source};
-use weft_agent::listen::Answers;
 use weft_agent::local::Local;
-use weft_agent::query::Query;
-use weft_agent::refused::Refused;
 use weft_agent::route::{self, Endpoint, Missed};
-use weft_agent::{Agent, definitions, shapes};
+use weft_agent::{Agent, definitions};
+use weft_listen::server::Answers;
 use weft_proto::v1::{Answer, Question};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::eureka::instance::Instance as Document;
+use weft_registry_api::eureka::route::Write;
+use weft_registry_api::eureka::service_id;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
+use weft_registry_api::shapes;
 
 use crate::discovery::Discovery;
 use crate::identity::caller::Caller;
@@ -149,7 +150,7 @@ impl Externals {
                         node.agent.local.restore(None).await;
                         node.direct.restored().await;
                     }
-                    Err(refused) => tracing::warn!("{} is left out: {}", path.display(), refused.text),
+                    Err(error) => tracing::warn!("{} is left out: {}", path.display(), error.text),
                 }
             }
         }
@@ -170,8 +171,7 @@ impl Externals {
             self.lock().iter().map(|(name, node)| (name.clone(), node.clone())).collect();
         let keeping = futures::stream::iter(nodes).map(|(name, node)| async move {
             let certified = self.mesh.read_nodes(|nodes| {
-                let owns = |node: &crate::state::Node, at| node.address == at && !node.identity.is_empty();
-                nodes.values().any(|other| owns(other, node.address) && other.alive.is_some())
+                nodes.at(node.address).any(|(_, other)| !other.identity.is_empty() && other.alive.is_some())
             });
             if certified {
                 tracing::warn!(node = name, "its address has a sidecar now: removing the registrations without one");
@@ -214,11 +214,11 @@ impl Externals {
     }
 
     /// The node of an address, created if missing.
-    fn node(&self, address: IpAddr, namespace: &str) -> Result<Arc<Node>, Refused> {
+    fn node(&self, address: IpAddr, namespace: &str) -> Result<Arc<Node>, ApiError> {
         let Some(dir) = &self.dir else {
             let text = "Permission denied: this control plane accepts no registrations (--allow-external); register with \
                         the sidecar beside the service";
-            return Err(Refused::new(StatusCode::FORBIDDEN, text));
+            return Err(ApiError::new(StatusCode::FORBIDDEN, text));
         };
         let name = node_name(address, namespace);
         let mut nodes = self.lock();
@@ -227,7 +227,7 @@ impl Externals {
         }
         if nodes.len() >= MAX_NODES {
             let text = format!("programs of {MAX_NODES} hosts are registered without a sidecar already");
-            return Err(Refused::new(StatusCode::TOO_MANY_REQUESTS, text));
+            return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, text));
         }
         let direct =
             Direct::new(self.mesh.clone(), self.discovery.clone(), &name, namespace, address, self.lapses.clone());
@@ -257,38 +257,38 @@ impl Externals {
     }
 
     /// Answers the API of agents.
-    pub async fn answer(&self, caller: &Caller, head: &request::Parts, body: Bytes) -> Answered {
+    pub async fn answer(&self, caller: &Caller, head: &request::Parts, body: Bytes) -> Reply {
         let query = Query::parse(head.uri.query().unwrap_or_default());
-        let answered = match route::route(&head.method, head.uri.path()) {
+        let reply = match route::route(&head.method, head.uri.path()) {
             Ok(endpoint) if head.method == Method::GET => self.read(caller, &endpoint, head, &query).await,
             Ok(endpoint) => self.write(caller, &endpoint, head, body).await,
-            Err(Missed::Method(allowed)) => return answer::wrong_method(&head.method, allowed),
+            Err(Missed::Method(allowed)) => return reply::wrong_method(&head.method, allowed),
             Err(Missed::Elsewhere | Missed::Unsupported | Missed::NoPage) => {
                 let text = format!("{} of Consul's API is not supported by this mesh", head.uri.path());
-                Err(Refused::new(StatusCode::NOT_IMPLEMENTED, text))
+                Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, text))
             }
         };
-        answered.unwrap_or_else(|refused| answer::refusal(&refused, head.method == Method::GET, &query))
+        reply.unwrap_or_else(|error| reply::error(&error, head.method == Method::GET, &query))
     }
 
     /// Handles a write of Eureka's API.
-    pub async fn eureka(&self, caller: &Caller, write: &Write, head: &request::Parts, body: Bytes) -> Answered {
+    pub async fn eureka(&self, caller: &Caller, write: &Write, head: &request::Parts, body: Bytes) -> Reply {
         let query = Query::parse(head.uri.query().unwrap_or_default());
         let node = self.eureka_node(caller, write, &body);
         match node {
             Ok(node) => weft_agent::eureka::answer(&node.agent, head, &query, body).await,
-            Err(refused) => weft_agent::eureka::refusal(&refused),
+            Err(error) => weft_registry_api::eureka::error_reply(&error),
         }
     }
 
     /// The node of a write, if the caller may make it.
-    fn eureka_node(&self, caller: &Caller, write: &Write, body: &[u8]) -> Result<Arc<Node>, Refused> {
+    fn eureka_node(&self, caller: &Caller, write: &Write, body: &[u8]) -> Result<Arc<Node>, ApiError> {
         reachable(caller)?;
         let (app, id) = match write {
             // The document must be of this application; its service id may be in use by another.
             Write::Register(app) => {
                 caller.register(&app.to_lowercase())?;
-                let given = Document::of_body(body).map_err(Refused::bad)?;
+                let given = Document::of_body(body).map_err(ApiError::bad_request)?;
                 let node = self.node(caller.address, &caller.namespace)?;
                 if let Ok(held) = node.agent.local.service(&service_id(app, given.id())) {
                     caller.register(&held.service)?;
@@ -305,7 +305,7 @@ impl Externals {
         let node = self.lock().get(&node_name(caller.address, &caller.namespace)).cloned();
         // Eureka's clients register after this response.
         let unknown =
-            || Refused::new(StatusCode::NOT_FOUND, format!("no instance {id:?} of {app:?} is registered here"));
+            || ApiError::new(StatusCode::NOT_FOUND, format!("no instance {id:?} of {app:?} is registered here"));
         node.ok_or_else(unknown)
     }
 
@@ -315,7 +315,7 @@ impl Externals {
         endpoint: &Endpoint,
         head: &request::Parts,
         query: &Query,
-    ) -> Result<Answered, Refused> {
+    ) -> Result<Reply, ApiError> {
         let name = node_name(caller.address, &caller.namespace);
         let address = caller.address.to_string();
         let datacenter = self.mesh.read(|world| world.datacenter().to_owned());
@@ -324,17 +324,17 @@ impl Externals {
             if caller.rights.read(service) { Ok(()) } else { Err(caller.denied("service:read", service)) }
         };
         match endpoint {
-            Endpoint::AgentSelf => return Ok(answer::json(&shapes::agent_self(&name, &address, &datacenter), query)),
+            Endpoint::AgentSelf => return Ok(reply::json(&shapes::agent_self(&name, &address, &datacenter), query)),
             Endpoint::AgentMembers => {
-                return Ok(answer::json(&json!([shapes::member(&name, &address, &datacenter)]), query));
+                return Ok(reply::json(&json!([shapes::member(&name, &address, &datacenter)]), query));
             }
             Endpoint::AgentHost | Endpoint::AgentMetrics => {
                 let text = format!("{} needs a sidecar, and this program has none", head.uri.path());
-                return Err(Refused::new(StatusCode::NOT_IMPLEMENTED, text));
+                return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, text));
             }
-            Endpoint::AgentVersion => return Ok(answer::json(&shapes::version(), query)),
+            Endpoint::AgentVersion => return Ok(reply::json(&shapes::version(), query)),
             Endpoint::AgentService(id) | Endpoint::AgentHealthOfId(id) => {
-                let node = node.as_ref().ok_or_else(|| Refused::unknown_service(id))?;
+                let node = node.as_ref().ok_or_else(|| ApiError::unknown_service(id))?;
                 shown(&node.agent.local.service(id)?.service)?;
             }
             Endpoint::AgentHealthOfName(service) => shown(service)?,
@@ -343,19 +343,19 @@ impl Externals {
         let Some(node) = node else {
             return match endpoint {
                 Endpoint::AgentHealthOfName(service) => {
-                    Err(Refused::new(StatusCode::NOT_FOUND, format!("no service {service:?} is registered here")))
+                    Err(ApiError::new(StatusCode::NOT_FOUND, format!("no service {service:?} is registered here")))
                 }
-                _ => Ok(answer::json(&json!({}), query)),
+                _ => Ok(reply::json(&json!({}), query)),
             };
         };
-        let answered = node.agent.answer((caller.address, 0).into(), of(head, Bytes::new())).await;
+        let reply = node.agent.answer((caller.address, 0).into(), of(head, Bytes::new())).await;
         if !matches!(endpoint, Endpoint::AgentServices | Endpoint::AgentChecks) || !caller.is_narrowed() {
-            return Ok(answered);
+            return Ok(reply);
         }
-        let Ok(Value::Object(mut items)) = serde_json::from_slice(answered.body()) else { return Ok(answered) };
+        let Ok(Value::Object(mut items)) = serde_json::from_slice(reply.body()) else { return Ok(reply) };
         let service = |item: &Value| item["Service"].as_str().or(item["ServiceName"].as_str()).map(str::to_owned);
         items.retain(|_, item| service(item).is_some_and(|service| caller.rights.read(&service)));
-        Ok(answer::json(&Value::Object(items), query))
+        Ok(reply::json(&Value::Object(items), query))
     }
 
     async fn write(
@@ -364,28 +364,28 @@ impl Externals {
         endpoint: &Endpoint,
         head: &request::Parts,
         body: Bytes,
-    ) -> Result<Answered, Refused> {
+    ) -> Result<Reply, ApiError> {
         reachable(caller)?;
         let own = Own::At(caller.address);
         // The written service, checked before anything is created for it.
         let (new, written) = match endpoint {
             Endpoint::RegisterService => {
-                let (service, _) = definitions::service(&body, own).map_err(Refused::bad)?;
+                let (service, _) = definitions::service(&body, own).map_err(ApiError::bad_request)?;
                 caller.register(&service.service)?;
                 (true, Target::Service(service.service_id))
             }
             Endpoint::DeregisterService(id) => (false, Target::Service(id.clone())),
             Endpoint::Maintenance(id) => (false, Target::Service(id.clone())),
             Endpoint::RegisterCheck => {
-                let check = definitions::check(&body, own).map_err(Refused::bad)?;
+                let check = definitions::check(&body, own).map_err(ApiError::bad_request)?;
                 (false, Target::CheckOf { id: check.id, service_id: check.service_id })
             }
             Endpoint::DeregisterCheck(id) | Endpoint::ReportCheck(_, id) | Endpoint::UpdateCheck(id) => {
                 (false, Target::Check(id.clone()))
             }
             // Its definitions exist here only.
-            Endpoint::AgentReload => return Ok(answer::done()),
-            _ => return Err(Refused::bad("not a write endpoint")),
+            Endpoint::AgentReload => return Ok(reply::done()),
+            _ => return Err(ApiError::bad_request("not a write endpoint")),
         };
         // Without --allow-external this returns the error.
         let node = self.node(caller.address, &caller.namespace)?;
@@ -394,7 +394,7 @@ impl Externals {
         let mut services = Vec::new();
         match &written {
             Target::Service(id) | Target::CheckOf { service_id: id, .. } if id.is_empty() => {
-                return Err(Refused::bad(NO_CHECKS));
+                return Err(ApiError::bad_request(NO_CHECKS));
             }
             Target::Service(id) if new => services.extend(local.service(id).ok()),
             Target::Service(id) => services.push(local.service(id)?),
@@ -403,7 +403,7 @@ impl Externals {
                 services.extend(of_check(id).and_then(|held| local.service(&held).ok()));
             }
             Target::Check(id) => {
-                let service = of_check(id).ok_or_else(|| Refused::unknown_check(id))?;
+                let service = of_check(id).ok_or_else(|| ApiError::unknown_check(id))?;
                 services.push(local.service(&service)?);
             }
         }
@@ -416,13 +416,13 @@ impl Externals {
 
 /// # Errors
 /// If other hosts could not reach the registered services at the caller's address.
-fn reachable(caller: &Caller) -> Result<(), Refused> {
+fn reachable(caller: &Caller) -> Result<(), ApiError> {
     if !caller.address.is_loopback() {
         return Ok(());
     }
     let text = "this request comes from loopback, where the mesh cannot reach the service: register through an address of \
                 --http-listen that others reach";
-    Err(Refused::bad(text))
+    Err(ApiError::bad_request(text))
 }
 
 /// The object that a request writes.

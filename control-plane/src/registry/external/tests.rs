@@ -25,7 +25,7 @@ async fn mesh(dir: &Path) -> Arc<Mesh> {
 }
 
 async fn externals(mesh: &Arc<Mesh>, dir: &Path) -> Fixture {
-    let discovery = Discovery::new(mesh.clone());
+    let discovery = Discovery::new(mesh.clone(), 0);
     let externals = Externals::open(mesh.clone(), discovery, Some(dir.join("external"))).await.unwrap();
     Fixture { mesh: mesh.clone(), externals }
 }
@@ -52,8 +52,8 @@ impl Fixture {
     async fn ask(&self, caller: &Caller, method: &str, uri: &str, body: &str) -> (u16, String) {
         let request = Request::builder().method(method).uri(format!("/v1/agent/{uri}")).body(()).unwrap();
         let body = Bytes::from(body.to_owned());
-        let answered = self.externals.answer(caller, &request.into_parts().0, body).await;
-        (answered.status().as_u16(), String::from_utf8(answered.body().to_vec()).unwrap())
+        let reply = self.externals.answer(caller, &request.into_parts().0, body).await;
+        (reply.status().as_u16(), String::from_utf8(reply.body().to_vec()).unwrap())
     }
 
     async fn done(&self, caller: &Caller, uri: &str, body: &str) {
@@ -175,7 +175,7 @@ async fn invalid_registrations_are_refused_by_field() {
     assert!(all.instances("default", "order").is_empty());
     assert!(!dir.path().join("external/ext-10-0-0-7.json").exists());
 
-    let none = Externals::open(mesh.clone(), Discovery::new(mesh), None).await.unwrap();
+    let none = Externals::open(mesh.clone(), Discovery::new(mesh, 0), None).await.unwrap();
     let off = Fixture { mesh: all.mesh.clone(), externals: none };
     let (status, text) = off.ask(&order, "PUT", "service/register", &registration("order", "o", "")).await;
     assert!(status == 403 && text.contains("--allow-external"), "{status} {text}");
@@ -192,8 +192,8 @@ async fn catalog_writes_to_the_callers_own_node_register_services() {
         let uri = format!("/v1/catalog/{what}");
         let body = Bytes::from(format!(r#"{{"Node":"ext-10-0-0-7"{rest}}}"#));
         let (head, ()) = Request::put(uri).body(()).unwrap().into_parts();
-        let answered = all.externals.catalog(caller, &head, &body).await?;
-        Some((answered.status().as_u16(), String::from_utf8_lossy(answered.body()).into_owned()))
+        let reply = all.externals.catalog(caller, &head, &body).await?;
+        Some((reply.status().as_u16(), String::from_utf8_lossy(reply.body()).into_owned()))
     };
     let service = r#","Service":{"Service":"order","Port":80}"#;
     let check = r#","Check":{"Name":"c","ServiceID":"order","Status":"passing"}"#;
@@ -340,13 +340,13 @@ async fn eurekas_clients_register_with_a_token() {
         let uri = format!("/eureka/apps/{path}");
         let request = Request::builder().method(method).uri(&uri).header("content-type", "application/json");
         let head = request.body(()).unwrap().into_parts().0;
-        let Ok(weft_agent::eureka::route::Endpoint::Write(write)) =
-            weft_agent::eureka::route::route(&head.method, &uri.replace("?value=UP", ""))
+        let Ok(weft_registry_api::eureka::route::Endpoint::Write(write)) =
+            weft_registry_api::eureka::route::route(&head.method, &uri.replace("?value=UP", ""))
         else {
             panic!("{uri}")
         };
-        let answered = fixture.externals.eureka(caller, &write, &head, Bytes::from(body.to_owned())).await;
-        (answered.status().as_u16(), String::from_utf8_lossy(answered.body()).into_owned())
+        let reply = fixture.externals.eureka(caller, &write, &head, Bytes::from(body.to_owned())).await;
+        (reply.status().as_u16(), String::from_utf8_lossy(reply.body()).into_owned())
     };
     let document = |app: &str, id: &str, ip: &str| {
         format!(

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::identity::bounds::{self, Accounts, Budget, Exceeded};
+use crate::identity::caller::Writer;
+use crate::state::kv::budgets::{Reserved, growth};
 use crate::state::pairs::{Step, TRIES, path};
 use crate::state::{Mesh, Refusal, State, Topic};
 use crate::store::{Condition, Op, Record, Table};
@@ -20,11 +23,27 @@ const MAX_CONFIG_ENTRIES: usize = 10_000;
 /// Stored events of a namespace: Consul's agents keep as many.
 const MAX_EVENTS: usize = 256;
 
+/// The field of a stored document that names its writer. Documents are objects, and none has a field of this name.
+const WRITER: &str = "$writer";
+
+/// A document as stored.
+fn stored_text(value: &Value, writer: &str) -> String {
+    let mut value = value.clone();
+    if let (Some(fields), false) = (value.as_object_mut(), writer.is_empty()) {
+        fields.insert(WRITER.into(), writer.into());
+    }
+    value.to_string()
+}
+
 /// One document.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredDocument {
     /// Its content.
     pub value: Value,
+    /// The identity that wrote it last; empty: a program without a sidecar.
+    pub writer: String,
+    /// Its bytes in the store, with its key.
+    pub bytes: usize,
     /// Revision that created it.
     pub create_index: u64,
     /// Revision that changed it last.
@@ -35,6 +54,8 @@ pub struct StoredDocument {
 #[derive(Debug, Default)]
 pub struct Documents {
     all: BTreeMap<String, StoredDocument>,
+    /// The documents that each identity has written, and writes now.
+    pub(super) written: Accounts,
     index: u64,
 }
 
@@ -74,18 +95,70 @@ impl Documents {
         revision: u64,
     ) -> Result<(), String> {
         self.index = self.index.max(revision);
-        let Some(record) = record else {
-            self.all.remove(&path);
-            return Ok(());
-        };
-        let value = serde_json::from_slice(&record.value).map_err(|e| e.to_string())?;
-        let stored = StoredDocument { value, create_index: record.created, modify_index: record.modified };
+        if let Some(old) = self.all.remove(&path) {
+            self.written.subtract(&old.writer, 1, old.bytes);
+        }
+        let Some(record) = record else { return Ok(()) };
+        let mut value: Value = serde_json::from_slice(&record.value).map_err(|e| e.to_string())?;
+        let writer = value.as_object_mut().and_then(|fields| fields.remove(WRITER));
+        let writer = writer.and_then(|writer| writer.as_str().map(str::to_owned)).unwrap_or_default();
+        let bytes = path.len() + record.value.len();
+        if !writer.is_empty() {
+            self.written.add(&writer, 1, bytes);
+        }
+        let stored =
+            StoredDocument { value, writer, bytes, create_index: record.created, modify_index: record.modified };
         self.all.insert(path, stored);
         Ok(())
     }
 }
 
+/// The bounds of the documents of a table.
+struct Kind {
+    budget: Budget,
+    /// Bytes of one.
+    most: usize,
+    documents: fn(&State) -> &Documents,
+    accounts: fn(&mut State) -> &mut Accounts,
+}
+
+const QUERIES: Kind = Kind {
+    budget: bounds::QUERIES,
+    most: bounds::QUERY,
+    documents: |state| &state.queries,
+    accounts: |state| &mut state.queries.written,
+};
+
+const CONFIG_ENTRIES: Kind = Kind {
+    budget: bounds::CONFIG_ENTRIES,
+    most: bounds::CONFIG_ENTRY,
+    documents: |state| &state.config_entries,
+    accounts: |state| &mut state.config_entries.written,
+};
+
 impl Mesh {
+    /// Reserves the bytes of a document that an identity writes; `None`: it is deleted.
+    fn reserve_document(
+        &self,
+        kind: &Kind,
+        identity: &str,
+        key: &str,
+        text: Option<&str>,
+    ) -> Result<Option<Reserved<'_>>, Exceeded> {
+        let Some(text) = text else { return Ok(None) };
+        let (bytes, most) = (text.len(), kind.most);
+        if bytes > most {
+            let name = kind.budget.name;
+            return Err(Exceeded(format!(
+                "{bytes} bytes are too many for one of the {name}, at most {most} are allowed"
+            )));
+        }
+        self.reserve(&kind.budget, kind.accounts, identity, |state| {
+            let old = (kind.documents)(state).all.get(key).map(|old| (old.writer.as_str(), old.bytes));
+            growth(identity, key.len() + bytes, old)
+        })
+    }
+
     /// Reads the prepared queries.
     pub fn read_queries<T>(&self, f: impl FnOnce(&Documents) -> T) -> T {
         f(&self.lock().queries)
@@ -99,22 +172,25 @@ impl Mesh {
     /// Writes a prepared query; `None`: deletes it. False: there is none of that id to change.
     ///
     /// # Errors
-    /// If its name is in use, there are too many, or the store refuses.
-    pub async fn put_query(
+    /// If its name is in use, it is too large, there are too many, or the store refuses.
+    pub async fn put_query<'a>(
         &self,
-        namespace: &str,
+        writer: impl Into<Writer<'a>>,
         id: &str,
         value: Option<&Value>,
         is_new: bool,
     ) -> Result<bool, Refusal> {
+        let Writer { namespace, identity } = writer.into();
         let key = path(namespace, id);
+        let text = value.map(|value| stored_text(value, identity));
+        let _reserved = self.reserve_document(&QUERIES, identity, &key, text.as_deref())?;
         self.change(|state: &State| {
             let held = state.queries.get(namespace, id);
             if held.is_some() == is_new {
                 return Ok(Step::No);
             }
             let condition = Condition::unchanged(Table::Queries, &key, held.map_or(0, |held| held.modify_index));
-            let Some(value) = value else {
+            let (Some(value), Some(text)) = (value, &text) else {
                 return Ok(Step::Do(vec![condition], vec![Op::delete(Table::Queries, key.clone())]));
             };
             if is_new && state.queries.all.len() >= MAX_QUERIES {
@@ -126,7 +202,7 @@ impl Mesh {
             if !name.is_empty() && others.any(|(_, other)| other.value["Name"].as_str().is_some_and(is_same)) {
                 return Err(format!("name {name:?} aliases an existing query name").into());
             }
-            Ok(Step::Do(vec![condition], vec![Op::put(Table::Queries, key.clone(), value.to_string())]))
+            Ok(Step::Do(vec![condition], vec![Op::put(Table::Queries, key.clone(), text.clone())]))
         })
         .await
     }
@@ -145,28 +221,31 @@ impl Mesh {
     /// `put` and `delete`. `only`: if its index is this, 0: if there is none. False: it is not.
     ///
     /// # Errors
-    /// If there are too many, or the store refuses.
-    pub async fn put_config(
+    /// If it is too large, there are too many, or the store refuses.
+    pub async fn put_config<'a>(
         &self,
-        namespace: &str,
+        writer: impl Into<Writer<'a>>,
         id: &str,
         value: Option<&Value>,
         only: Option<u64>,
         (put, delete): (Vec<Document>, &[Document]),
     ) -> Result<bool, Refusal> {
+        let Writer { namespace, identity } = writer.into();
         let key = path(namespace, id);
+        let text = value.map(|value| stored_text(value, identity));
+        let _reserved = self.reserve_document(&CONFIG_ENTRIES, identity, &key, text.as_deref())?;
         let policies = self.policy_ops(put, delete);
         self.change(|state: &State| {
             let modified = state.config_entries.get(namespace, id).map_or(0, |held| held.modify_index);
             if only.is_some_and(|only| only != modified) {
                 return Ok(Step::No);
             }
-            if modified == 0 && value.is_some() && state.config_entries.all.len() >= MAX_CONFIG_ENTRIES {
+            if modified == 0 && text.is_some() && state.config_entries.all.len() >= MAX_CONFIG_ENTRIES {
                 return Err(format!("there are {MAX_CONFIG_ENTRIES} config entries already").into());
             }
             let condition = Condition::unchanged(Table::ConfigEntries, &key, modified);
-            let op = match value {
-                Some(value) => Op::put(Table::ConfigEntries, key.clone(), value.to_string()),
+            let op = match &text {
+                Some(text) => Op::put(Table::ConfigEntries, key.clone(), text.clone()),
                 None => Op::delete(Table::ConfigEntries, key.clone()),
             };
             Ok(Step::Do(vec![condition], std::iter::once(op).chain(policies.iter().cloned()).collect()))

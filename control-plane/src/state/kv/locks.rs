@@ -10,9 +10,13 @@ use std::time::Duration;
 
 use prost::Message;
 use tokio::sync::Notify;
+use weft_core::backoff::jittered;
 use weft_proto::v1::{self, StoredPair, StoredSession};
 
-use crate::state::pairs::{Step, path, put, unchanged};
+use crate::identity::bounds::{self, Accounts};
+use crate::identity::caller::Writer;
+use crate::state::kv::budgets::growth;
+use crate::state::pairs::{Step, after_conflict, path, put, unchanged};
 use crate::state::{Mesh, RETRY, Refusal, State, Topic};
 use crate::store::{self, Condition, MAX_OPS, Op, Record, Table};
 
@@ -42,6 +46,8 @@ pub struct Session {
 #[derive(Debug, Default)]
 pub struct Sessions {
     all: BTreeMap<String, Session>,
+    /// The sessions that each identity has created, and creates now.
+    pub(super) written: Accounts,
     /// Revision of the last change.
     index: u64,
 }
@@ -79,11 +85,14 @@ impl Sessions {
         revision: u64,
     ) -> Result<(), String> {
         self.index = self.index.max(revision);
-        let Some(record) = record else {
-            self.all.remove(&path);
-            return Ok(());
-        };
+        if let Some(Session { stored, .. }) = self.all.remove(&path) {
+            self.written.subtract(&stored.writer, 1, stored.encoded_len());
+        }
+        let Some(record) = record else { return Ok(()) };
         let stored = StoredSession::decode(record.value.as_slice()).map_err(|e| e.to_string())?;
+        if !stored.writer.is_empty() {
+            self.written.add(&stored.writer, 1, stored.encoded_len());
+        }
         let session = Session { stored, create_index: record.created, modify_index: record.modified, renewed: true };
         self.all.insert(path, session);
         Ok(())
@@ -126,8 +135,18 @@ impl Mesh {
     /// Creates a session; `stored.lease` is set here. Returns its id.
     ///
     /// # Errors
-    /// If its node or a check of it is missing or critical, or the store refuses.
-    pub async fn create_session(&self, namespace: &str, mut stored: StoredSession) -> Result<String, Refusal> {
+    /// If its node or a check of it is missing or critical, a field or the writer's budget is exceeded, or the store
+    /// refuses.
+    pub async fn create_session<'a>(
+        &self,
+        writer: impl Into<Writer<'a>>,
+        mut stored: StoredSession,
+    ) -> Result<String, Refusal> {
+        let Writer { namespace, identity } = writer.into();
+        bounds::session(&stored)?;
+        stored.writer = identity.to_owned();
+        let size = growth(identity, stored.encoded_len(), None);
+        let _reserved = self.reserve(&bounds::SESSIONS, |state| &mut state.locks.written, identity, |_| size)?;
         {
             let state = self.lock();
             if state.locks.all.len() >= MAX_SESSIONS {
@@ -189,15 +208,17 @@ impl Mesh {
     ///
     /// # Errors
     /// If there is no such session, key or value is too large, or the store refuses.
-    pub async fn lock_pair(
+    pub async fn lock_pair<'a>(
         &self,
-        namespace: &str,
+        writer: impl Into<Writer<'a>>,
         key: &str,
         value: &[u8],
         flags: u64,
         session: &str,
     ) -> Result<bool, Refusal> {
+        let Writer { namespace, identity } = writer.into();
         let path = path(namespace, key);
+        let _reserved = self.reserve_pair(identity, &path, value)?;
         let holder = crate::state::pairs::path(namespace, session);
         self.change(|state| {
             let held = state.locks.all.get(&holder);
@@ -212,7 +233,8 @@ impl Mesh {
                 return Ok(Step::No);
             }
             let lock_index = old.map_or(0, |old| old.lock_index) + u64::from(!again);
-            let pair = StoredPair { value: value.to_vec(), flags, lock_index, session: session.to_owned() };
+            let (value, session, writer) = (value.to_vec(), session.to_owned(), identity.to_owned());
+            let pair = StoredPair { value, flags, lock_index, session, writer };
             let mut conditions =
                 vec![unchanged(&path, old), Condition::unchanged(Table::Sessions, holder.clone(), modified)];
             if !again {
@@ -227,21 +249,24 @@ impl Mesh {
     ///
     /// # Errors
     /// If key or value is too large, or the store refuses.
-    pub async fn unlock_pair(
+    pub async fn unlock_pair<'a>(
         &self,
-        namespace: &str,
+        writer: impl Into<Writer<'a>>,
         key: &str,
         value: &[u8],
         flags: u64,
         session: &str,
     ) -> Result<bool, Refusal> {
+        let Writer { namespace, identity } = writer.into();
         let path = path(namespace, key);
+        let _reserved = self.reserve_pair(identity, &path, value)?;
         self.change(|state| {
             state.pairs.check(&path, value)?;
             let old = state.pairs.by_path(&path);
             let Some(held) = old.filter(|old| old.session == session) else { return Ok(Step::No) };
             let lock_index = held.lock_index;
-            let pair = StoredPair { value: value.to_vec(), flags, lock_index, session: String::new() };
+            let (value, session, writer) = (value.to_vec(), String::new(), identity.to_owned());
+            let pair = StoredPair { value, flags, lock_index, session, writer };
             Ok(Step::Do(vec![unchanged(&path, old)], vec![put(&path, &pair)]))
         })
         .await
@@ -286,7 +311,7 @@ impl Mesh {
                 return Ok(());
             }
             if !done {
-                tokio::time::sleep(RETRY / 50).await;
+                after_conflict().await;
             }
         }
     }
@@ -314,7 +339,11 @@ pub(in crate::state) async fn watch(mesh: Weak<Mesh>, changed: Arc<Notify>) {
         let Some(mesh) = mesh.upgrade() else { return };
         match mesh.end_sessions().await {
             Ok(()) => {}
-            Err(Refusal::Store(store::Error::LeaseEnded)) => changed.notify_one(),
+            Err(Refusal::Store(store::Error::LeaseEnded)) => {
+                // The lease of a lock delay has ended before its use: a slow store, or one that lost its leases.
+                tokio::time::sleep(jittered(RETRY, rand::random())).await;
+                changed.notify_one();
+            }
             Err(e) => tracing::error!("cannot end sessions that are over, tried again: {e}"),
         }
     }

@@ -7,8 +7,12 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use prost::Message;
+use weft_core::backoff::jittered;
 use weft_proto::v1::StoredPair;
 
+use crate::identity::bounds::{self, Account, Accounts, Exceeded};
+use crate::identity::caller::Writer;
+use crate::state::kv::budgets::{Reserved, growth};
 use crate::state::{Mesh, RETRY, Refusal, State, Topic};
 use crate::store::batch::Interrupted;
 use crate::store::{Condition, Op, Record, Table};
@@ -36,6 +40,8 @@ pub struct Pair {
     pub lock_index: u64,
     /// Session that holds its lock; empty: none.
     pub session: String,
+    /// The identity that wrote it last; empty: a program without a sidecar.
+    pub writer: String,
     /// Revision that created it.
     pub create_index: u64,
     /// Revision that changed it last.
@@ -44,8 +50,13 @@ pub struct Pair {
 
 impl Pair {
     pub(in crate::state) fn stored(&self) -> StoredPair {
-        let Pair { value, flags, lock_index, session, .. } = self.clone();
-        StoredPair { value, flags, lock_index, session }
+        let Pair { value, flags, lock_index, session, writer, .. } = self.clone();
+        StoredPair { value, flags, lock_index, session, writer }
+    }
+
+    /// Its bytes with its key in the store.
+    pub(super) fn size(&self, path: &str) -> usize {
+        path.len() + self.value.len()
     }
 }
 
@@ -53,7 +64,10 @@ impl Pair {
 #[derive(Debug, Default)]
 pub struct Pairs {
     pairs: BTreeMap<String, Pair>,
+    /// Bytes of all keys and values.
     bytes: usize,
+    /// The pairs that each identity has written, and writes now.
+    pub(super) written: Accounts,
     /// Revision at which a key was deleted.
     tombstones: BTreeMap<String, u64>,
     /// The highest such revision of pruned tombstones, or the revision at the start of the store.
@@ -131,7 +145,7 @@ impl Pairs {
     ) -> Result<(), String> {
         let Some(record) = record else {
             if let Some(old) = self.pairs.remove(&path) {
-                self.bytes -= old.value.len();
+                self.forget(&path, &old);
             }
             self.tombstones.insert(path, revision);
             if self.tombstones.len() > TOMBSTONES {
@@ -143,33 +157,44 @@ impl Pairs {
         };
         let stored = StoredPair::decode(record.value.as_slice()).map_err(|e| e.to_string())?;
         self.tombstones.remove(&path);
-        self.bytes += stored.value.len();
         let pair = Pair {
             value: stored.value,
             flags: stored.flags,
             lock_index: stored.lock_index,
             session: stored.session,
+            writer: stored.writer,
             create_index: record.created,
             modify_index: record.modified,
         };
-        if let Some(old) = self.pairs.insert(path, pair) {
-            self.bytes -= old.value.len();
+        if let Some(old) = self.pairs.remove(&path) {
+            self.forget(&path, &old);
         }
+        self.bytes += pair.size(&path);
+        if !pair.writer.is_empty() {
+            self.written.add(&pair.writer, 1, pair.size(&path));
+        }
+        self.pairs.insert(path, pair);
         Ok(())
     }
 
-    pub(in crate::state) fn check(&self, path: &str, value: &[u8]) -> Result<(), Refusal> {
+    fn forget(&mut self, path: &str, old: &Pair) {
+        self.bytes -= old.size(path);
+        self.written.subtract(&old.writer, 1, old.size(path));
+    }
+
+    pub(in crate::state) fn check(&self, path: &str, value: &[u8]) -> Result<(), Exceeded> {
         if path.len() > MAX_KEY {
-            return Err(
-                format!("a key of {} bytes is too long: {MAX_KEY} at most with its namespace", path.len()).into()
-            );
+            let text = format!("a key of {} bytes is too long: {MAX_KEY} at most with its namespace", path.len());
+            return Err(Exceeded(text));
         }
         if value.len() > MAX_VALUE {
-            return Err(format!("Value for key is too large ({} > {MAX_VALUE} bytes)", value.len()).into());
+            return Err(Exceeded(format!("Value for key is too large ({} > {MAX_VALUE} bytes)", value.len())));
         }
-        let new = !self.pairs.contains_key(path);
-        if (new && self.pairs.len() >= MAX_PAIRS) || self.bytes + value.len() > MAX_BYTES {
-            return Err(format!("the key-value store is full: {MAX_PAIRS} pairs, {} MiB", MAX_BYTES >> 20).into());
+        let old = self.pairs.get(path);
+        let more = (path.len() + value.len()).saturating_sub(old.map_or(0, |old| old.size(path)));
+        if (old.is_none() && self.pairs.len() >= MAX_PAIRS) || (more > 0 && self.bytes + more > MAX_BYTES) {
+            let (most, mib) = (MAX_PAIRS, MAX_BYTES >> 20);
+            return Err(Exceeded(format!("the key-value store is full: {most} pairs, {mib} MiB; delete keys")));
         }
         Ok(())
     }
@@ -177,6 +202,12 @@ impl Pairs {
 
 pub(in crate::state) fn path(namespace: &str, key: &str) -> String {
     format!("{namespace}/{key}")
+}
+
+/// Waits for the change that conflicted with a transaction: it arrives here in a moment. Drawn, so that two control planes
+/// do not conflict again.
+pub(in crate::state) async fn after_conflict() {
+    tokio::time::sleep(jittered(RETRY / 25, rand::random())).await;
 }
 
 /// The condition that a pair is unchanged since it was read.
@@ -206,15 +237,17 @@ impl Mesh {
     ///
     /// # Errors
     /// If key or value is too large, or the store refuses.
-    pub async fn put_pair(
+    pub async fn put_pair<'a>(
         &self,
-        namespace: &str,
+        writer: impl Into<Writer<'a>>,
         key: &str,
         value: &[u8],
         flags: u64,
         only: Only,
     ) -> Result<bool, Refusal> {
-        let path = path(namespace, key);
+        let writer = writer.into();
+        let path = path(writer.namespace, key);
+        let _reserved = self.reserve_pair(writer.identity, &path, value)?;
         self.change(|state| {
             let old = state.pairs.by_path(&path);
             state.pairs.check(&path, value)?;
@@ -224,7 +257,8 @@ impl Mesh {
                 return Ok(Step::No);
             }
             let (lock_index, session) = old.map_or((0, String::new()), |old| (old.lock_index, old.session.clone()));
-            let pair = StoredPair { value: value.to_vec(), flags, lock_index, session };
+            let (value, writer) = (value.to_vec(), writer.identity.to_owned());
+            let pair = StoredPair { value, flags, lock_index, session, writer };
             Ok(Step::Do(vec![unchanged(&path, old)], vec![put(&path, &pair)]))
         })
         .await
@@ -259,6 +293,27 @@ impl Mesh {
         self.write_batch(self.read_pairs(all)).await
     }
 
+    /// Reserves the bytes of a pair that an identity writes.
+    pub(super) fn reserve_pair(
+        &self,
+        identity: &str,
+        path: &str,
+        value: &[u8],
+    ) -> Result<Option<Reserved<'_>>, Exceeded> {
+        self.reserve_pairs(identity, |state| {
+            let old = state.pairs.by_path(path).map(|old| (old.writer.as_str(), old.size(path)));
+            growth(identity, path.len() + value.len(), old)
+        })
+    }
+
+    pub(super) fn reserve_pairs(
+        &self,
+        identity: &str,
+        growth: impl FnOnce(&State) -> Account,
+    ) -> Result<Option<Reserved<'_>>, Exceeded> {
+        self.reserve(&bounds::PAIRS, |state| &mut state.pairs.written, identity, growth)
+    }
+
     /// Applies the decision of `step` for the current state, and repeats it after a conflict.
     pub(in crate::state) async fn change(
         &self,
@@ -274,8 +329,7 @@ impl Mesh {
                     }
                 }
             }
-            // The conflicting change arrives here in a moment.
-            tokio::time::sleep(RETRY / 50).await;
+            after_conflict().await;
         }
         Err("too many concurrent changes".into())
     }
@@ -315,7 +369,7 @@ mod tests {
         assert_eq!(pairs.list("n", "a").count(), 1);
         pairs.follow("n/a/x".into(), None, 14).unwrap();
         assert_eq!((pairs.index("n", "a/x"), pairs.prefix_index("n", "a/"), pairs.index("n", "b")), (14, 14, 12));
-        assert_eq!(pairs.bytes, 3);
+        assert_eq!(pairs.bytes, 3 + "n/b".len() + "m/a/y".len());
         pairs.follow("n/a/x".into(), record("1", 15, 15), 15).unwrap();
         assert_eq!(pairs.index("n", "a/x"), 15);
         // Pruned tombstones: no index decreases.
@@ -332,7 +386,7 @@ mod tests {
         assert!(pairs.check("n/a", &[0; MAX_VALUE]).is_ok());
         assert!(pairs.check("n/a", &[0; MAX_VALUE + 1]).is_err());
         assert!(pairs.check(&"k".repeat(MAX_KEY + 1), b"").is_err());
-        pairs.bytes = MAX_BYTES - 1;
+        pairs.bytes = MAX_BYTES - 4;
         assert!(pairs.check("n/a", b"1").is_ok() && pairs.check("n/a", b"12").is_err());
     }
 }

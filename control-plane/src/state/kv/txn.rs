@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use weft_proto::v1::StoredPair;
-
+use crate::identity::bounds::Account;
+use crate::identity::caller::Writer;
 use crate::state::catalog::{Entry, Removal};
-use crate::state::pairs::{Pair, TRIES, path, put, unchanged};
-use crate::state::{Mesh, RETRY, Refusal, State};
+use crate::state::kv::budgets::growth;
+use crate::state::pairs::{Pair, TRIES, after_conflict, path, put, unchanged};
+use crate::state::{Mesh, Refusal, State};
 use crate::store::{Condition, Op, Table};
 
 /// An operation on a pair.
@@ -92,6 +93,8 @@ pub struct Transaction {
 struct Overlay<'a> {
     state: &'a State,
     namespace: &'a str,
+    /// The identity of its writer.
+    identity: &'a str,
     /// By key in the store.
     changed: BTreeMap<String, Option<Pair>>,
     conditions: BTreeMap<(Table, String), u64>,
@@ -130,7 +133,8 @@ impl Overlay<'_> {
         self.state.pairs.check(&path, &to.value).map_err(|e| e.to_string())?;
         // The revision is known after the transaction.
         let (create_index, modify_index) = (old.map_or(0, |old| old.create_index), 0);
-        let pair = Pair { value: to.value.clone(), flags: to.flags, lock_index, session, create_index, modify_index };
+        let (value, writer) = (to.value.clone(), self.identity.to_owned());
+        let pair = Pair { value, flags: to.flags, lock_index, session, writer, create_index, modify_index };
         self.changed.insert(path, Some(pair.clone()));
         Ok(pair)
     }
@@ -232,33 +236,56 @@ impl Overlay<'_> {
 
     fn ops(&self) -> Vec<Op> {
         let op = |(path, changed): (&String, &Option<Pair>)| match changed {
-            Some(pair) => put(path, &StoredPair { ..pair.stored() }),
+            Some(pair) => put(path, &pair.stored()),
             None => Op::delete(Table::Kv, path.clone()),
         };
         self.changed.iter().map(op).collect()
     }
+
+    /// The growth of the writer's account. Deletions count once they are done.
+    fn growth(&self) -> Account {
+        let written = self.changed.iter().filter_map(|(path, pair)| Some((path, pair.as_ref()?)));
+        written.fold(Account::default(), |sum, (path, pair)| {
+            let old = self.state.pairs.by_path(path).map(|old| (old.writer.as_str(), old.size(path)));
+            let more = growth(self.identity, pair.size(path), old);
+            Account { count: sum.count + more.count, bytes: sum.bytes + more.bytes }
+        })
+    }
+}
+
+/// The part of a transaction that concerns pairs.
+struct PairOps {
+    conditions: Vec<Condition>,
+    ops: Vec<Op>,
+    results: Vec<(usize, PairResult)>,
+    growth: Account,
 }
 
 fn nothing() -> Pair {
-    Pair { value: Vec::new(), flags: 0, lock_index: 0, session: String::new(), create_index: 0, modify_index: 0 }
+    let (value, session, writer) = (Vec::new(), String::new(), String::new());
+    Pair { value, flags: 0, lock_index: 0, session, writer, create_index: 0, modify_index: 0 }
 }
 
 impl Mesh {
     /// Does a transaction; returns the results of its operations, by their numbers.
     ///
     /// # Errors
-    /// If it is too large, or the store refuses; the inner error has the failures of all operations, in which case
+    /// If it is too large, the writer's budget is exceeded, or the store refuses; the inner error has the failures of all operations, in which case
     /// nothing was done.
-    pub async fn transact(
+    pub async fn transact<'a>(
         &self,
-        namespace: &str,
+        writer: impl Into<Writer<'a>>,
         transaction: &Transaction,
     ) -> Result<Result<Vec<(usize, PairResult)>, Vec<Failure>>, Refusal> {
+        let writer = writer.into();
+        let namespace = writer.namespace;
         for _ in 0..TRIES {
-            let (mut conditions, mut ops, mut found) = match self.pair_ops(namespace, &transaction.pairs) {
-                Ok(done) => done,
-                Err(failed) => return Ok(Err(failed)),
-            };
+            let PairOps { mut conditions, mut ops, results: mut found, growth } =
+                match self.pair_ops(writer, &transaction.pairs) {
+                    Ok(done) => done,
+                    Err(failed) => return Ok(Err(failed)),
+                };
+            let _reserved = self.reserve_pairs(writer.identity, |_| growth)?;
             for entry in &transaction.entries {
                 let (more, writes) = self.catalog_ops(entry)?;
                 conditions.extend(more);
@@ -284,21 +311,16 @@ impl Mesh {
                 }
                 return Ok(Ok(found));
             }
-            // The conflicting change arrives here in a moment.
-            tokio::time::sleep(RETRY / 50).await;
+            after_conflict().await;
         }
         Err("too many concurrent changes".into())
     }
 
-    #[allow(clippy::type_complexity)]
-    fn pair_ops(
-        &self,
-        namespace: &str,
-        pairs: &[(usize, PairOp)],
-    ) -> Result<(Vec<Condition>, Vec<Op>, Vec<(usize, PairResult)>), Vec<Failure>> {
+    fn pair_ops(&self, writer: Writer<'_>, pairs: &[(usize, PairOp)]) -> Result<PairOps, Vec<Failure>> {
+        let Writer { namespace, identity } = writer;
         let state = self.lock();
         let (changed, conditions) = (BTreeMap::new(), BTreeMap::new());
-        let mut overlay = Overlay { state: &state, namespace, changed, conditions };
+        let mut overlay = Overlay { state: &state, namespace, identity, changed, conditions };
         let (mut results, mut failures) = (Vec::new(), Vec::new());
         for (number, op) in pairs {
             match overlay.apply(op) {
@@ -309,9 +331,9 @@ impl Mesh {
         if !failures.is_empty() {
             return Err(failures);
         }
-        let ops = overlay.ops();
+        let (ops, growth) = (overlay.ops(), overlay.growth());
         let conditions = overlay.conditions.into_iter();
         let conditions = conditions.map(|((table, key), modified)| Condition::unchanged(table, key, modified));
-        Ok((conditions.collect(), ops, results))
+        Ok(PairOps { conditions: conditions.collect(), ops, results, growth })
     }
 }

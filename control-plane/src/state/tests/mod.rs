@@ -215,7 +215,7 @@ async fn registrations_and_policies_survive_a_restart() {
         let mesh = open(store(dir.path()).await).await;
         sessions(&mesh, 1).await;
         mesh.change_policies(documents(text), &[]).await.unwrap();
-        created = mesh.policies().1[0].created;
+        created = mesh.policies().api[0].created;
         assert!(created > 0, "its age counts from now");
         address = mesh.read(|world| world.virtual_ips().of("order.default.svc.cluster.local"));
         assert!(address.is_some());
@@ -223,12 +223,12 @@ async fn registrations_and_policies_survive_a_restart() {
     }
     let mesh = open(store(dir.path()).await).await;
     mesh.change_policies(documents(&format!("{text}# changed\n")), &[]).await.unwrap();
-    assert_eq!(mesh.policies().1[0].created, created, "a change makes it no younger");
+    assert_eq!(mesh.policies().api[0].created, created, "a change makes it no younger");
     assert_eq!(mesh.read(|world| world.virtual_ips().of("order.default.svc.cluster.local")), address);
     assert!(mesh.read(|world| world.instance(&key("n1")).unwrap().enable_tag_override));
     assert!(mesh.read(|world| world.service_index("default", "order")) >= index, "no index decreases");
     mesh.change_policies(Vec::new(), &documents(text)).await.unwrap();
-    assert!(mesh.policies().1.is_empty());
+    assert!(mesh.policies().api.is_empty());
 }
 
 #[tokio::test]
@@ -319,7 +319,7 @@ async fn group_members_have_the_life_of_instances() {
     let dir = tempfile::tempdir().unwrap();
     let mesh = open(store(dir.path()).await).await;
     let session = mesh.begin_session("n1", node(1)).await.unwrap();
-    let member = weft_agent::entry::group_member("vms");
+    let member = weft_registry_api::registration::group_member("vms");
     let elsewhere = v1::Instance { address: "10.0.0.9".into(), ..member.clone() };
     assert!(
         mesh.register("n1", session, elsewhere).await.unwrap_err().to_string().contains("10.0.0.9 is not an address")
@@ -353,7 +353,7 @@ async fn group_members_have_the_life_of_instances() {
 
 #[tokio::test]
 async fn a_disconnected_data_centre_gets_only_requests_without_a_local_endpoint() {
-    use weft_core::failover::Patience;
+    use weft_core::failover::Delays;
     let dir = tempfile::tempdir().unwrap();
     let mesh = open(store(dir.path()).await).await;
     let peer =
@@ -367,7 +367,7 @@ async fn a_disconnected_data_centre_gets_only_requests_without_a_local_endpoint(
     let sessions = sessions(&mesh, 3).await;
     let mut shares = remotes::Shares::new();
     let mut share = || {
-        let at_once = Patience { away: Duration::ZERO, back: Duration::ZERO };
+        let at_once = Delays { away: Duration::ZERO, back: Duration::ZERO };
         mesh.fail_over(&mut shares, None, std::time::Instant::now(), at_once);
         let host = "order.default.svc.cluster.local";
         let remotes = mesh.read(|world| weft_world::translate::endpoints(world, world.host(host).unwrap())).remotes;

@@ -231,8 +231,8 @@ fn check_damage(sample: &Sample, damage: &Damage) -> Result<(), TestCaseError> {
             Ok(store) => store,
             Err(e) => {
                 let text = format!("{e:#}");
-                let named = text.contains("weft.redb: it is damaged") || text.contains("another release");
-                prop_assert!(named, "{}", text);
+                let has_remedy = text.contains("weft.redb: it is damaged") || text.contains("another release");
+                prop_assert!(has_remedy, "{}", text);
                 prop_assert!(text.contains("weftctl snapshot restore") || !text.contains("damaged"), "{}", text);
                 return Ok(());
             }

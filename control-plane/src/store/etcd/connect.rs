@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
+use weft_identity::provider;
 use weft_proto::etcd::AuthenticateRequest;
 use weft_proto::etcd::auth_client::AuthClient;
 
@@ -150,7 +151,7 @@ fn client_config(ca: &Path, own: Option<&(PathBuf, PathBuf)>) -> Result<rustls::
     for root in certificates(ca)? {
         roots.add(root).with_context(|| format!("{} holds no CA", ca.display()))?;
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = provider();
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots);

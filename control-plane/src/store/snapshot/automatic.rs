@@ -17,6 +17,7 @@ use time::macros::format_description;
 
 use super::encode;
 use crate::store::Shared;
+use weft_core::backoff::jittered;
 
 /// Folder of the snapshots in the data folder.
 const FOLDER: &str = "snapshots";
@@ -76,7 +77,8 @@ pub async fn keep(store: Shared, data_dir: PathBuf, settings: Settings, counts: 
             Err(e) => {
                 counts.failed.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!("no automatic snapshot in {}: {e:#}", folder.display());
-                pause = RETRY.min(settings.interval);
+                // Several control planes may write to one folder or disk.
+                pause = jittered((2 * RETRY).min(settings.interval), rand::random());
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use weft_core::locality::Place;
+use weft_core::locality::Location;
 
 use super::Client;
 use crate::world::World;
@@ -109,7 +109,7 @@ pub fn find(
         namespace: workload.namespace.to_owned(),
         gateway: None,
         labels,
-        place: Place { locality: workload.locality.into(), labels: workload.labels.clone() },
+        location: Location { locality: workload.locality.into(), labels: workload.labels.clone() },
         address: Some(workload.address),
         ejected: ejected(workload.node),
     })

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use weft_core::balance::{Balancer, Here};
+use weft_core::balance::{Balancer, Inputs};
 use weft_core::compile::CompileError;
 use weft_core::endpoint::{self, Address, Health};
 use weft_core::hash::{HashOutcome, HashPolicy, connection_hash, request_hash};
@@ -40,14 +40,14 @@ impl Sender<'_> {
         let cluster = candidate.service.cluster(cluster);
         let endpoints = candidate.endpoints(cluster)?;
         let names = &candidate.service.names;
-        if let Some(chosen) = target::chosen(cluster, &endpoints, Some(self.view.local), name, names) {
+        if let Some(chosen) = target::headless_endpoint(cluster, &endpoints, Some(self.view.local), name, names) {
             return Ok(Destination { percent, ..self.pinned(candidate, cluster, chosen)? });
         }
         for endpoint in endpoints.iter().filter(|endpoint| self.has_ejected(cluster, endpoint)) {
             endpoint.state.ejection.adopt();
         }
-        let here = Here { place: &self.client.place, now: self.now };
-        let balancer = Balancer::new(cluster, &endpoints, here, None);
+        let inputs = Inputs { location: &self.client.location, now: self.now };
+        let balancer = Balancer::new(cluster, &endpoints, inputs, None);
         let mut destination = policy(cluster, percent);
         destination.levels =
             balancer.levels().map(|level| Level { number: level.number, percent: level.percent }).collect();
@@ -70,7 +70,8 @@ impl Sender<'_> {
         chosen: &Arc<endpoint::Endpoint>,
     ) -> Result<Destination, CompileError> {
         let endpoints = candidate.endpoints(cluster)?;
-        let balancer = Balancer::new(cluster, &endpoints, Here { place: &self.client.place, now: self.now }, None);
+        let balancer =
+            Balancer::new(cluster, &endpoints, Inputs { location: &self.client.location, now: self.now }, None);
         let mut destination = policy(cluster, 100.0);
         destination.balancer = "none: passthrough to the original destination".to_owned();
         destination.locality.clear();
@@ -105,7 +106,7 @@ impl Sender<'_> {
             return Verdict::Served;
         }
         if cluster.dynamic_dns {
-            return match (cluster.named(name), &cluster.tls) {
+            return match (cluster.dynamic_host(name), &cluster.tls) {
                 (None, _) => refused(&Reason::UnknownHost, ""),
                 (Some(_), Tls::IstioMutual) => refused(&Reason::PeerWithoutIdentity, &cluster.policy),
                 (Some(_), _) => Verdict::Served,

@@ -9,7 +9,7 @@ use weft_core::endpoint::{Endpoint, find, for_cluster};
 use weft_core::names::normalise;
 use weft_core::policy::{Cluster, Protocol};
 use weft_core::service::{Port, Service};
-use weft_core::target::{self, Address, Look};
+use weft_core::target::{self, Address, Inspection};
 
 use super::Query;
 use super::facts::{Facts, Referent};
@@ -58,12 +58,12 @@ impl<'a> Candidate<'a> {
     }
 
     /// The kind of an address for this host.
-    fn address(&self, dialed: SocketAddr, subsets: bool) -> Address {
+    fn address(&self, original: SocketAddr, subsets: bool) -> Address {
         let at = |at: usize| {
             let cluster = self.service.cluster(at);
-            find(cluster, &self.endpoints(cluster).ok()?, dialed).cloned()
+            find(cluster, &self.endpoints(cluster).ok()?, original).cloned()
         };
-        target::address(&self.service, dialed, subsets, at)
+        target::address(&self.service, original, subsets, at)
     }
 
     fn pinned(&'a self, at: usize, endpoint: Arc<Endpoint>) -> Dispatch<'a> {
@@ -83,26 +83,28 @@ impl<'a> Candidates<'a> {
 
     /// The dispatch of the query, which is dialed to `address`.
     pub(super) fn way(&'a self, query: &Query, address: SocketAddr) -> Dispatch<'a> {
-        let dialed = self.by_address.as_ref().map(|candidate| &candidate.service);
-        let by_name = target::wants_server_name(dialed, query.port);
+        let original = self.by_address.as_ref().map(|candidate| &candidate.service);
+        let by_name = target::wants_server_name(original, query.port);
         let name =
             |name: &str| Some(normalise(name).into_owned()).filter(|name| by_name && name.parse::<IpAddr>().is_err());
         let is_tls =
-            dialed.and_then(|service| service.port(query.port)).is_some_and(|port| port.protocol == Protocol::Tls);
-        match (target::look(dialed, query.port), &query.server_name) {
+            original.and_then(|service| service.port(query.port)).is_some_and(|port| port.protocol == Protocol::Tls);
+        match (target::inspection(original, query.port), &query.server_name) {
             // Its caller speaks TLS, and mostly to the host that it dials.
-            (Look::ServerName | Look::Pass, None) if is_tls => self.connection(query, address, name(&query.host)),
-            (Look::Pass, None) => self.connection(query, address, None),
-            (Look::Pass, Some(_)) if !is_tls => self.connection(query, address, None),
+            (Inspection::ServerName | Inspection::Pass, None) if is_tls => {
+                self.connection(query, address, name(&query.host))
+            }
+            (Inspection::Pass, None) => self.connection(query, address, None),
+            (Inspection::Pass, Some(_)) if !is_tls => self.connection(query, address, None),
             (_, Some(server_name)) => self.connection(query, address, name(server_name)),
-            (Look::ServerName, None) => self.connection(query, address, name(&query.host)),
-            (Look::Http | Look::Unknown, None) => self.request(query, address),
+            (Inspection::ServerName, None) => self.connection(query, address, name(&query.host)),
+            (Inspection::Http | Inspection::Unknown, None) => self.request(query, address),
         }
     }
 
     fn request(&'a self, query: &Query, address: SocketAddr) -> Dispatch<'a> {
         if let Some(candidate) = &self.by_authority
-            && target::takes(&candidate.service, query.port, Some(address))
+            && target::accepts(&candidate.service, query.port, Some(address))
         {
             return Dispatch::Request(candidate);
         }
@@ -122,8 +124,8 @@ impl<'a> Candidates<'a> {
         {
             return candidate.pinned(at, endpoint);
         }
-        let named = || self.by_server_name.as_ref().filter(|_| server_name.is_some());
-        let candidate = self.by_address.as_ref().or_else(named);
+        let by_name_only = || self.by_server_name.as_ref().filter(|_| server_name.is_some());
+        let candidate = self.by_address.as_ref().or_else(by_name_only);
         match candidate.and_then(|candidate| Some((candidate, candidate.service.port(query.port)?))) {
             Some((candidate, port)) => Dispatch::Connection(candidate, port, server_name),
             None => Dispatch::Passthrough,

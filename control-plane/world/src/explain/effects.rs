@@ -6,7 +6,7 @@ use weft_core::filter::{self, End, Filter};
 use weft_core::headers::{HeaderOps, Template};
 use weft_core::reply::{Abort, is_grpc};
 use weft_core::request::RequestView;
-use weft_core::retry::{RetryPolicy, asked};
+use weft_core::retry::{RetryPolicy, request_overrides};
 use weft_core::route::{Destination, DirectResponse, Forward, Mirror, Route};
 
 use super::dispatch::Candidate;
@@ -51,12 +51,12 @@ pub(super) fn of_forward(
     view: &RequestView<'_>,
 ) -> Vec<Setting> {
     let mut headers = view.headers.clone();
-    let asked = asked(&mut headers, &forward.retry, forward.timeout, is_grpc(view.headers));
+    let overrides = request_overrides(&mut headers, &forward.retry, forward.timeout, is_grpc(view.headers));
     let own = |is: bool| if is { " (requested by its headers)" } else { "" };
-    let timeout = asked.timeout.unwrap_or(forward.timeout);
-    let timeout = timeout.map(|timeout| Setting::new("timeout", text(timeout) + own(asked.timeout.is_some())));
-    let retry = asked.retry.as_ref().unwrap_or(&forward.retry);
-    let retries = Setting::new("retries", retries(retry) + own(asked.retry.is_some()));
+    let timeout = overrides.timeout.unwrap_or(forward.timeout);
+    let timeout = timeout.map(|timeout| Setting::new("timeout", text(timeout) + own(overrides.timeout.is_some())));
+    let retry = overrides.retry.as_ref().unwrap_or(&forward.retry);
+    let retries = Setting::new("retries", retries(retry) + own(overrides.retry.is_some()));
     let path = route.rewritten_path(forward, view).map(|path| Setting::new("rewrite.uri", path));
     let authorities = forward.destinations.iter().filter_map(|destination| destination.authority.as_ref());
     let authority = authorities.map(|authority| Setting::new("rewrite.authority", authority)).next();

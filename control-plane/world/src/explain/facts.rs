@@ -82,12 +82,12 @@ impl Facts {
         let authority = normalise(&query.authority);
         let is_name = |name: &str| !name.is_empty() && name.parse::<IpAddr>().is_err();
         // Mostly all of them stand for the same host.
-        let mut told: BTreeMap<String, Arc<HostFacts>> = BTreeMap::new();
+        let mut facts_by_host: BTreeMap<String, Arc<HostFacts>> = BTreeMap::new();
         let mut lookup = |name: &str| {
             let (host, by) = translate::lookup(world, &scope, name)?;
-            let host = match told.get(&host.name) {
-                Some(told) => told.clone(),
-                None => told
+            let host = match facts_by_host.get(&host.name) {
+                Some(facts_by_host) => facts_by_host.clone(),
+                None => facts_by_host
                     .entry(host.name.clone())
                     .or_insert(Arc::new(HostFacts::of(world, &scope, host, complete)?))
                     .clone(),

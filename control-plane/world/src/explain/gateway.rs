@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use weft_core::compile::{self, CompileError};
-use weft_core::gateway::{self, Server, Speaks};
+use weft_core::gateway::{self, Server, ServerProtocol};
 use weft_core::names::normalise;
 use weft_core::reply::Reason;
 use weft_core::route::Action;
@@ -45,8 +45,8 @@ impl Facts {
             explanation.verdict = closed("no server of the gateway has this port");
             return Ok(explanation);
         };
-        let is_tls = matches!(first.protocol, Speaks::Https | Speaks::Tls);
-        if first.protocol != Speaks::Tcp && is_tls != query.server_name.is_some() {
+        let is_tls = matches!(first.protocol, ServerProtocol::Https | ServerProtocol::Tls);
+        if first.protocol != ServerProtocol::Tcp && is_tls != query.server_name.is_some() {
             let (wanted, remedy) =
                 if is_tls { ("TLS", "--tls or https://") } else { ("plaintext", "http:// without --tls") };
             explanation.host.because =
@@ -54,7 +54,7 @@ impl Facts {
             explanation.verdict = closed("the gateway closes the connection");
             return Ok(explanation);
         }
-        if first.protocol == Speaks::Tcp {
+        if first.protocol == ServerProtocol::Tcp {
             let behind = gateway::service(&servers, "").map(|(_, service)| service.clone());
             return self.connection_behind(explanation, entered, behind.as_deref(), client, query, now);
         }
@@ -76,8 +76,8 @@ impl Facts {
                 explanation.verdict = closed("the caller has no certificate of the mesh");
                 return Ok(explanation);
             }
-            if server.protocol == Speaks::Tls {
-                let passing = servers.iter().filter(|server| server.protocol == Speaks::Tls);
+            if server.protocol == ServerProtocol::Tls {
+                let passing = servers.iter().filter(|server| server.protocol == ServerProtocol::Tls);
                 let behind = gateway::service(passing, server_name).map(|(_, service)| service.clone());
                 return self.connection_behind(explanation, entered, behind.as_deref(), client, query, now);
             }

@@ -107,7 +107,7 @@ impl Facts {
 
     /// A request to a host that is unknown in the mesh.
     fn unknown_host(&self, explanation: &mut Explanation, query: &Query) {
-        let dialed = self.original.filter(|address| is_virtual(address.ip()));
+        let original = self.original.filter(|address| is_virtual(address.ip()));
         explanation.host.query = query.authority.clone();
         let target = self.by_authority.as_ref().map_or("", |meant| &meant.host.service.external_name);
         explanation.host.because = match (target, self.hint.as_str()) {
@@ -117,7 +117,7 @@ impl Facts {
                 format!("a Service of type ExternalName for `{target}`, which is unknown in the mesh")
             }
         };
-        if dialed.is_some() {
+        if original.is_some() {
             explanation.verdict = if query.server_name.is_some() {
                 closed("this virtual IP is not assigned, and is not a real address")
             } else {
@@ -268,7 +268,7 @@ fn caller(client: &Client) -> report::Caller {
         workload: client.workload.clone(),
         namespace: client.namespace.clone(),
         labels: client.labels.clone(),
-        locality: client.place.locality.to_string(),
+        locality: client.location.locality.to_string(),
         gateway: client.gateway.as_ref().map(|(namespace, name)| format!("{namespace}/{name}")).unwrap_or_default(),
     }
 }

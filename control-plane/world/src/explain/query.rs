@@ -6,9 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use http::header::HOST;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use weft_core::locality::Place;
+use weft_core::locality::Location;
 use weft_core::names::normalise;
-use weft_core::path::{Normal, normal};
+use weft_core::path::{self, Normalisation};
 use weft_core::request::RequestView;
 
 use weft_policy::is_host;
@@ -51,7 +51,7 @@ pub struct Client {
     /// All labels that policies may select it by.
     pub labels: BTreeMap<String, String>,
     /// The location of its proxy, and the labels that the proxy was started with.
-    pub place: Place,
+    pub location: Location,
     /// Its own address; `None`: unknown.
     pub address: Option<IpAddr>,
     /// Endpoints that its sidecar has ejected, by host and address.
@@ -88,15 +88,15 @@ impl Query {
         // The default port is left out, as curl does.
         let shown = port.filter(|port| *port != default_port).map(|port| format!(":{port}")).unwrap_or_default();
         let authority = if host.contains(':') { format!("[{host}]{shown}") } else { format!("{host}{shown}") };
-        let normal = normal(&path);
+        let normal = path::normalise(&path);
         let mut query = Query {
             origin: format!("{}://{authority}", if is_tls { "https" } else { "http" }),
             authority,
             port: port.unwrap_or(default_port),
             server_name: is_tls.then(|| normalise(server_name.unwrap_or(&host)).into_owned()),
             method,
-            has_path: normal != Normal::Never,
-            path_and_query: if let Normal::Other(normal) = normal { normal } else { path },
+            has_path: normal != Normalisation::Invalid,
+            path_and_query: if let Normalisation::Changed(normal) = normal { normal } else { path },
             headers: HeaderMap::new(),
             host,
         };

@@ -106,13 +106,13 @@ fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)> {
         Object::WorkloadEntry(_) | Object::WorkloadGroup(_) | Object::ServiceExport(_) => Vec::new(),
     };
     // Only the part of the path that the author knows: the messages around it are internal.
-    let told = |error: CompileError| {
+    let problem = |error: CompileError| {
         let field = ["ports[0].routes[0].", "ports[0].", "clusters[0]."]
             .into_iter()
             .find_map(|around| error.field.strip_prefix(around));
         CompileError { field: field.unwrap_or(&error.field).to_owned(), ..error }
     };
-    refused.into_iter().filter_map(|(place, result)| Some((place, told(result.err()?)))).collect()
+    refused.into_iter().filter_map(|(place, result)| Some((place, problem(result.err()?)))).collect()
 }
 
 fn compiled(service: &v1::Service) -> Result<(), CompileError> {

@@ -140,7 +140,7 @@ fn identity(world: &World, namespace: &str, workload: &WorkloadEntry, port: u32)
     match workload.service_account.as_str() {
         _ if !owner.is_empty() => owner.to_owned(),
         account if declared && !account.is_empty() => {
-            format!("spiffe://{}/ns/{namespace}/sa/{account}", world.trust_domain())
+            weft_core::identity::uri(world.trust_domain(), namespace, account)
         }
         _ => String::new(),
     }

@@ -34,8 +34,8 @@ pub fn inbound(
         // As defined by its own namespace: objects that select it are of this namespace.
         let own = |host: &String| world.definitions(host).find(|one| one.namespace == instance.namespace);
         for host in world.hosts_of(instance).iter().filter_map(own) {
-            let named = ports::parts(host).iter().flat_map(|part| ports::of_workload(part, &joined.entry)).collect();
-            for service in served_at(world, host, &named, 0).into_iter().filter(|_| ports::entry(host).is_some()) {
+            let numbers = ports::parts(host).iter().flat_map(|part| ports::of_workload(part, &joined.entry)).collect();
+            for service in served_at(world, host, &numbers, 0).into_iter().filter(|_| ports::entry(host).is_some()) {
                 services.entry((service.host.clone(), service.port)).or_insert(service);
             }
         }
@@ -93,10 +93,10 @@ fn served(world: &World, host: &Host, instance: &Instance) -> Vec<v1::InboundSer
 }
 
 /// The ports of `host` on a workload with ports of these names; `registered` is the one that it registered.
-fn served_at(world: &World, host: &Host, named: &BTreeMap<String, u32>, registered: u32) -> Vec<v1::InboundService> {
+fn served_at(world: &World, host: &Host, numbers: &BTreeMap<String, u32>, registered: u32) -> Vec<v1::InboundService> {
     let rules = Rules::of(world, &Scope::of(&host.namespace), host);
     let service = |port: ports::PortView| {
-        let number = match named.get(&port.target_name) {
+        let number = match numbers.get(&port.target_name) {
             Some(number) => *number,
             None if port.target != 0 => port.target,
             None => registered,

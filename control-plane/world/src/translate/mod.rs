@@ -26,7 +26,7 @@ pub(crate) use settings::audience::{Audience, Bar, List, RouteEntry};
 pub(crate) use settings::mtls::accepted;
 use settings::{audience, defaults, mtls, rules};
 pub(crate) use warnings::Elsewhere;
-pub use warnings::warnings;
+pub use warnings::{warnings, warnings_of};
 
 #[cfg(test)]
 mod tests;

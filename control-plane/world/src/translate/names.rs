@@ -64,9 +64,9 @@ pub(crate) fn lookup<'a>(world: &'a World, client: &Scope, authority: &str) -> O
         })
         .collect();
     let wildcard = |(_, by): &&(&Host, Meaning)| *by == Meaning::Wildcard;
-    let (wild, named): (Vec<_>, Vec<_>) = known.iter().partition(|one| wildcard(one));
+    let (wild, exact): (Vec<_>, Vec<_>) = known.iter().partition(|one| wildcard(one));
     let live = |known: &[&(&'a Host, Meaning)]| known.iter().find(|(host, _)| host.live).map(|one| **one);
-    let found = live(&named).or_else(|| endpoint_name(world, client, &authority)).or_else(|| live(&wild));
+    let found = live(&exact).or_else(|| endpoint_name(world, client, &authority)).or_else(|| live(&wild));
     let (host, by) = found.or(known.first().copied())?;
     if host.alias().is_none() {
         return Some((host, by));

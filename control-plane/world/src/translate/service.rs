@@ -81,8 +81,8 @@ fn with_matched(port: PortView, routes: Option<&Arc<Document>>) -> Vec<PortView>
         let matches = service.http.iter().flat_map(|route| &route.matches);
         numbers.extend(matches.map(|one| one.http.port).filter(|number| *number != 0));
     }
-    let named = numbers.into_iter().map(|number| PortView { number, ..port.clone() });
-    let mut ports: Vec<PortView> = named.collect();
+    let views = numbers.into_iter().map(|number| PortView { number, ..port.clone() });
+    let mut ports: Vec<PortView> = views.collect();
     ports.push(port);
     ports
 }

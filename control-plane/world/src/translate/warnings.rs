@@ -4,6 +4,7 @@
 mod reachability;
 mod sidecars;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use weft_core::names;
@@ -22,10 +23,20 @@ const MOST: usize = 3;
 /// Warnings about the policies of `world`, sorted by file and place. `complete`: all registrations are known, so that
 /// an unknown host does not exist.
 pub fn warnings(world: &World, complete: bool) -> Vec<Problem> {
-    let view = View { world, complete, elsewhere: Elsewhere::of(world) };
+    of_documents(world, complete, &|_| true)
+}
+
+/// The warnings about the documents that `picked` selects, once all registrations are known.
+pub fn warnings_of(world: &World, picked: &dyn Fn(&Document) -> bool) -> Vec<Problem> {
+    of_documents(world, true, picked)
+}
+
+fn of_documents(world: &World, complete: bool, picked: &dyn Fn(&Document) -> bool) -> Vec<Problem> {
+    let view = View { world, complete, elsewhere: OnceCell::new() };
     let mut findings = workloads(world);
     findings.extend(sidecars::conflicts(world));
-    for document in world.documents() {
+    findings.retain(|finding| picked(finding.document));
+    for document in world.documents().filter(|document| picked(document)) {
         match &document.object {
             Object::DestinationRule(rule) => view.of_rule(document, rule, &mut findings),
             Object::VirtualService(service) => {
@@ -129,15 +140,20 @@ fn is_awaited(world: &World, document: &Document, entry: &ServiceEntry) -> bool 
 struct View<'a> {
     world: &'a World,
     complete: bool,
-    elsewhere: Elsewhere<'a>,
+    elsewhere: OnceCell<Elsewhere<'a>>,
 }
 
 impl<'a> View<'a> {
+    /// See [`Elsewhere::hint`].
+    fn hint(&self, name: &str) -> Option<String> {
+        self.elsewhere.get_or_init(|| Elsewhere::of(self.world)).hint(name)
+    }
+
     /// An export of a service that does not exist here.
     fn of_export(&self, document: &'a Document, findings: &mut Vec<Finding<'a>>) {
         let host = weft_policy::fqdn(&document.name, &document.namespace);
         if self.world.host(&host).is_none_or(|host| !host.live) {
-            let hint = self.elsewhere.hint(&host).map(|hint| format!("; there is {hint}")).unwrap_or_default();
+            let hint = self.hint(&host).map(|hint| format!("; there is {hint}")).unwrap_or_default();
             let text = format!("`{host}`, which this exports, is neither registered nor defined{hint}");
             findings.push(Finding::warning(document, "metadata.name", Code::UnknownHost, text));
         }
@@ -148,7 +164,7 @@ impl<'a> View<'a> {
         let text = self.unknown_text(written, host);
         // A host that only the registry can offer is not a mistake in files: Istio, which knows its services, reports
         // nothing either.
-        let of_registry = !self.complete && host.ends_with(MESH_SUFFIX) && self.elsewhere.hint(host).is_none();
+        let of_registry = !self.complete && host.ends_with(MESH_SUFFIX) && self.hint(host).is_none();
         match of_registry {
             true => Finding::info(document, path, Code::UnknownHost, text),
             false => Finding::warning(document, path, Code::UnknownHost, text),
@@ -158,7 +174,7 @@ impl<'a> View<'a> {
     fn unknown_text(&self, written: &str, host: &str) -> String {
         let means =
             if written == host { format!("host `{host}`,") } else { format!("host `{written}` means `{host}`,") };
-        match self.elsewhere.hint(host) {
+        match self.hint(host) {
             Some(hint) => format!("{means} which is neither registered nor defined; there is {hint}"),
             None if self.complete => format!("{means} which is neither registered nor defined"),
             None => format!("{means} which no document here defines: it must be registered"),

@@ -47,7 +47,7 @@ pub(crate) struct Part<'a> {
 /// younger one that is equal in both adds endpoints.
 pub(crate) fn parts(host: &Host) -> Vec<Part<'_>> {
     let (mut numbers, mut names) = (BTreeMap::new(), BTreeMap::new());
-    let mut is_ours = |port: &EntryPort| {
+    let mut is_eureka_path = |port: &EntryPort| {
         let (number, name) = (port.number, port.name.clone());
         match (numbers.get(&number), names.get(&name)) {
             (None, None) => {
@@ -59,7 +59,7 @@ pub(crate) fn parts(host: &Host) -> Vec<Part<'_>> {
         }
     };
     host.entries()
-        .map(|entry| Part { entry, ports: entry.ports.iter().filter(|port| is_ours(port)).collect() })
+        .map(|entry| Part { entry, ports: entry.ports.iter().filter(|port| is_eureka_path(port)).collect() })
         .collect()
 }
 
@@ -130,12 +130,12 @@ pub(crate) fn of(world: &World, host: &Host) -> Vec<PortView> {
 pub(crate) fn of_instance(host: &Host, instance: &Instance) -> BTreeMap<String, u32> {
     let registered = u32::from(instance.port);
     if let Some(service) = kube(host) {
-        let named = service.ports.iter().filter_map(|port| match &port.target {
+        let targets = service.ports.iter().filter_map(|port| match &port.target {
             TargetPort::Name(name) if instance.ports.is_empty() => Some((name.clone(), registered)),
             TargetPort::Name(name) => Some((name.clone(), u32::from(*instance.ports.get(name)?))),
             TargetPort::Number(_) => None,
         });
-        return named.collect();
+        return targets.collect();
     }
     let parts = parts(host);
     let ports = parts.iter().flat_map(|part| &part.ports);

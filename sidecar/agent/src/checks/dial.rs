@@ -11,6 +11,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use weft_identity::provider;
 
 use crate::trust::{AnyCertificate, system_roots};
 
@@ -56,7 +57,7 @@ async fn connect(sockets: &dyn Sockets, host: &str, port: u16, timeout: Duration
 }
 
 fn client_config(tls: &Tls) -> Result<ClientConfig, String> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = provider();
     let algorithms = provider.signature_verification_algorithms;
     let verifier: Arc<dyn ServerCertVerifier> = if tls.skip_verify {
         Arc::new(AnyCertificate(algorithms))
@@ -86,7 +87,7 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let cert = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
         let key = rustls_pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = provider();
         let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let config = config.unwrap().with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(config));

@@ -88,7 +88,7 @@ pub(super) async fn health(
     stream.send_data(body.freeze(), true).map_err(failed)?;
     let (head, mut received) = response.await.map_err(failed)?.into_parts();
     if !head.status.is_success() {
-        return Err(format!("answered {}", head.status));
+        return Err(format!("reply {}", head.status));
     }
     grpc_status(&head.headers)?;
     let mut answer = Vec::new();

@@ -1,56 +1,39 @@
-//! Netflix Eureka's REST API, in JSON and XML, over the same services and checks as Consul's: registrations by one API
-//! are visible in the other, in DNS and in the mesh.
+//! Netflix Eureka's REST API, over the same services and checks as Consul's: registrations by one API are visible in the
+//! other, in DNS and in the mesh.
 //!
 //! An application is a service, an instance is one of its instances, a lease is a TTL check, OUT_OF_SERVICE is the
 //! service's maintenance mode, and metadata is metadata. Fields without an equivalent in Consul's model (pages, virtual
 //! addresses, the data centre) are kept as Eureka's own document with the registration.
 //!
-//! [`route`] finds the endpoint; [`instance`] decodes and encodes instances, [`xml`] converts to the other format,
-//! [`answers`] builds the documents around instances, and `write` changes registrations. Reads cover the whole mesh, so
-//! the control plane answers them.
+//! The documents and paths are in [`weft_registry_api::eureka`]; `write` changes registrations. Reads cover the whole mesh,
+//! so the control plane answers them.
 
-pub mod answers;
-pub mod instance;
-pub mod route;
 #[cfg(test)]
 mod tests;
 mod write;
-pub mod xml;
 
 use bytes::Bytes;
 use http::{StatusCode, request};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::eureka::route::{self, Endpoint};
+use weft_registry_api::eureka::{error_reply, missed_reply};
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::Reply;
 
 use crate::Agent;
-use crate::answer::{self, Answered};
-use crate::query::Query;
-use crate::refused::Refused;
-use route::{Endpoint, Missed};
-pub use write::{ChangeLock, MAX_DOCUMENT, lease_id, service_id};
+pub use write::ChangeLock;
 
 /// Responds to one request to the agent.
-pub async fn answer(agent: &Agent, head: &request::Parts, query: &Query, body: Bytes) -> Answered {
-    let answered = match route::route(&head.method, head.uri.path()) {
+pub async fn answer(agent: &Agent, head: &request::Parts, query: &Query, body: Bytes) -> Reply {
+    let reply = match route::route(&head.method, head.uri.path()) {
         Ok(Endpoint::Write(write)) => write::write(agent, write, query, &body).await,
         Ok(Endpoint::Read(_)) => agent.mesh.pass(head, query, body).await,
-        Err(missed) => return missed_answer(missed, head),
+        Err(missed) => return missed_reply(missed, head),
     };
-    answered.unwrap_or_else(|refused| refusal(&refused))
-}
-
-/// The response to a request without an endpoint.
-pub fn missed_answer(missed: Missed, head: &request::Parts) -> Answered {
-    match missed {
-        Missed::Method(allowed) => answer::wrong_method(&head.method, allowed),
-        Missed::Refused(refused) => refusal(&refused),
-    }
-}
-
-/// An error as plain text; [`answers::in_format`] makes a document of it.
-pub fn refusal(refused: &Refused) -> Answered {
-    answer::refusal(refused, false, &Query::default())
+    reply.unwrap_or_else(|error| error_reply(&error))
 }
 
 /// The error for an instance that is not registered here.
-fn unknown(app: &str, id: &str) -> Refused {
-    Refused::new(StatusCode::NOT_FOUND, format!("no instance {id:?} of {app:?} is registered in this pod"))
+fn unknown(app: &str, id: &str) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, format!("no instance {id:?} of {app:?} is registered in this pod"))
 }

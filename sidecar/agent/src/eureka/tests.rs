@@ -4,9 +4,10 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-use super::instance::tests::PYTHON;
 use crate::tests::{Pod, pod, pod_with};
 
+/// A registration of py_eureka_client.
+const PYTHON: &str = include_str!("../../../registry-api/src/eureka/instance/python.json");
 const ID: &str = "10.0.0.1:order:8080";
 /// The service id of the instance, and the check of its lease.
 const SERVICE: &str = "order:10.0.0.1:order:8080";

@@ -8,20 +8,19 @@ use std::time::{Duration, SystemTime};
 use http::StatusCode;
 use weft_core::clock::unix_ms;
 use weft_proto::v1;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::eureka::instance::{Instance, Status};
+use weft_registry_api::eureka::route::Write;
+use weft_registry_api::eureka::{MAX_DOCUMENT, lease_id, service_id};
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
-use super::instance::{Instance, Status};
-use super::route::Write;
 use super::unknown;
 use crate::Agent;
-use crate::answer::{self, Answered};
 use crate::checks::state::{self, MAX_OUTPUT, Thresholds};
 use crate::checks::target::Own;
 use crate::checks::{Definition, Kind};
-use crate::query::Query;
-use crate::refused::Refused;
 
-/// Maximum size of the document stored with a registration, in bytes.
-pub const MAX_DOCUMENT: usize = 16 << 10;
 /// Minimum time between the end of a lease and the removal of its instance, as in Consul.
 const MIN_DEREGISTER: Duration = Duration::from_secs(60);
 const OUT_OF_SERVICE: &str = "OUT_OF_SERVICE by Eureka's API";
@@ -30,25 +29,14 @@ const OUT_OF_SERVICE: &str = "OUT_OF_SERVICE by Eureka's API";
 #[derive(Debug, Default)]
 pub struct ChangeLock(tokio::sync::Mutex<()>);
 
-/// The service id of an application's instance. Eureka's key has both parts: Netflix's client uses the machine's name
-/// as the id for every application.
-pub fn service_id(app: &str, id: &str) -> String {
-    format!("{}:{id}", app.to_lowercase())
-}
-
-/// The check that represents a service's lease.
-pub fn lease_id(service_id: &str) -> String {
-    format!("eureka:{service_id}")
-}
-
 /// Applies a change, one at a time.
-pub(super) async fn write(agent: &Agent, write: Write, query: &Query, body: &[u8]) -> Result<Answered, Refused> {
+pub(super) async fn write(agent: &Agent, write: Write, query: &Query, body: &[u8]) -> Result<Reply, ApiError> {
     let _turn = agent.eureka.0.lock().await;
     match write {
         Write::Register(app) => {
             register(agent, &app, body).await?;
             // One client treats any other status as a failure.
-            let mut answer = answer::done();
+            let mut answer = reply::done();
             *answer.status_mut() = StatusCode::NO_CONTENT;
             return Ok(answer);
         }
@@ -59,7 +47,7 @@ pub(super) async fn write(agent: &Agent, write: Write, query: &Query, body: &[u8
         }
         Write::Override(app, id) => {
             let value = query.value("value").unwrap_or_default();
-            let status = Status::parse(value).map_err(|e| Refused::bad(format!("value: {e}")))?;
+            let status = Status::parse(value).map_err(|e| ApiError::bad_request(format!("value: {e}")))?;
             set_override(agent, &app, &id, status, query).await?;
         }
         Write::EndOverride(app, id) => end_override(agent, &app, &id, query).await?,
@@ -70,12 +58,12 @@ pub(super) async fn write(agent: &Agent, write: Write, query: &Query, body: &[u8
             put(agent, service, document).await?;
         }
     }
-    Ok(answer::done())
+    Ok(reply::done())
 }
 
-async fn register(agent: &Agent, app: &str, body: &[u8]) -> Result<(), Refused> {
-    let mut given = Instance::of_body(body).map_err(Refused::bad)?;
-    given.check(app).map_err(Refused::bad)?;
+async fn register(agent: &Agent, app: &str, body: &[u8]) -> Result<(), ApiError> {
+    let mut given = Instance::of_body(body).map_err(ApiError::bad_request)?;
+    given.check(app).map_err(ApiError::bad_request)?;
     // An instance registered by an earlier version has another service id, and keeps it.
     let (service_id, earlier) = match find(agent, app, given.id()) {
         Ok((service, Some(earlier))) => (service.service_id, Some(earlier)),
@@ -100,7 +88,7 @@ async fn register(agent: &Agent, app: &str, body: &[u8]) -> Result<(), Refused> 
     let service = v1::Instance {
         service_id: service_id.clone(),
         service: given.app.to_lowercase(),
-        address: address(&given.ip_addr, agent.local.own()).map_err(Refused::bad)?,
+        address: address(&given.ip_addr, agent.local.own()).map_err(ApiError::bad_request)?,
         port: u32::from(given.used_port()),
         meta: std::mem::take(&mut given.metadata).into_iter().collect(),
         ..Default::default()
@@ -114,17 +102,17 @@ async fn register(agent: &Agent, app: &str, body: &[u8]) -> Result<(), Refused> 
 
 /// A heartbeat. If the instance is unknown, or changed by the client since, the response makes the client register
 /// again.
-async fn renew(agent: &Agent, app: &str, id: &str, query: &Query) -> Result<(), Refused> {
+async fn renew(agent: &Agent, app: &str, id: &str, query: &Query) -> Result<(), ApiError> {
     let (service, document) = find(agent, app, id)?;
     let document = document.ok_or_else(|| unknown(app, id))?;
     if dirty(query)?.is_some_and(|theirs| theirs > document.last_dirty) {
         let text = format!("{id:?} of {app:?} has changed since it was registered; register it again");
-        return Err(Refused::new(StatusCode::NOT_FOUND, text));
+        return Err(ApiError::new(StatusCode::NOT_FOUND, text));
     }
     lease(agent, &service.service_id, &document).await
 }
 
-async fn set_override(agent: &Agent, app: &str, id: &str, status: Status, query: &Query) -> Result<(), Refused> {
+async fn set_override(agent: &Agent, app: &str, id: &str, status: Status, query: &Query) -> Result<(), ApiError> {
     let (service, document) = find(agent, app, id)?;
     if status == Status::OutOfService {
         return agent.local.maintenance(&service.service_id, Some(OUT_OF_SERVICE)).await;
@@ -136,7 +124,7 @@ async fn set_override(agent: &Agent, app: &str, id: &str, status: Status, query:
         let text = format!(
             "{id:?} was not registered by Eureka's API: it can be UP or OUT_OF_SERVICE, its checks decide the others"
         );
-        return Err(Refused::bad(text));
+        return Err(ApiError::bad_request(text));
     };
     let last_dirty = dirty(query)?.unwrap_or_default().max(document.last_dirty);
     let service_id = service.service_id.clone();
@@ -144,12 +132,12 @@ async fn set_override(agent: &Agent, app: &str, id: &str, status: Status, query:
     agent.local.maintenance(&service_id, None).await
 }
 
-async fn end_override(agent: &Agent, app: &str, id: &str, query: &Query) -> Result<(), Refused> {
+async fn end_override(agent: &Agent, app: &str, id: &str, query: &Query) -> Result<(), ApiError> {
     let (service, document) = find(agent, app, id)?;
     let service_id = service.service_id.clone();
     if let Some(mut document) = document {
         if let Some(value) = query.value("value").filter(|value| !value.is_empty()) {
-            document.status = Status::parse(value).map_err(|e| Refused::bad(format!("value: {e}")))?;
+            document.status = Status::parse(value).map_err(|e| ApiError::bad_request(format!("value: {e}")))?;
         }
         document.overridden = Status::Unknown;
         document.last_dirty = dirty(query)?.unwrap_or_default().max(document.last_dirty);
@@ -160,7 +148,7 @@ async fn end_override(agent: &Agent, app: &str, id: &str, query: &Query) -> Resu
 }
 
 /// The service with that application and id, and its document if it was registered by this API.
-fn find(agent: &Agent, app: &str, id: &str) -> Result<(v1::Instance, Option<Instance>), Refused> {
+fn find(agent: &Agent, app: &str, id: &str) -> Result<(v1::Instance, Option<Instance>), ApiError> {
     let of_app = agent.local.services().into_iter().filter(|service| service.service.eq_ignore_ascii_case(app));
     let documents = of_app.map(|service| {
         let document = serde_json::from_str(&service.eureka).ok().and_then(|map| Instance::of(&map).ok());
@@ -173,11 +161,11 @@ fn find(agent: &Agent, app: &str, id: &str) -> Result<(v1::Instance, Option<Inst
 }
 
 /// Registers a service and, with a document, its lease, which starts again.
-async fn put(agent: &Agent, mut service: v1::Instance, document: Option<Instance>) -> Result<(), Refused> {
+async fn put(agent: &Agent, mut service: v1::Instance, document: Option<Instance>) -> Result<(), ApiError> {
     let Some(document) = document else { return agent.local.register(service, Vec::new(), false).await };
     service.eureka = serde_json::Value::Object(document.json()).to_string();
     if service.eureka.len() > MAX_DOCUMENT {
-        return Err(Refused::bad(format!(
+        return Err(ApiError::bad_request(format!(
             "the instance is too large: at most {MAX_DOCUMENT} bytes without its metadata"
         )));
     }
@@ -188,7 +176,7 @@ async fn put(agent: &Agent, mut service: v1::Instance, document: Option<Instance
 }
 
 /// Renews the lease and sets its status.
-async fn lease(agent: &Agent, service_id: &str, document: &Instance) -> Result<(), Refused> {
+async fn lease(agent: &Agent, service_id: &str, document: &Instance) -> Result<(), ApiError> {
     let status = document.effective();
     agent.local.renew(&lease_id(service_id), health(status), status.as_str()).await
 }
@@ -229,10 +217,11 @@ fn address(given: &str, own: Own) -> Result<String, String> {
 }
 
 /// Time of the client's last change, from the query.
-fn dirty(query: &Query) -> Result<Option<u64>, Refused> {
+fn dirty(query: &Query) -> Result<Option<u64>, ApiError> {
     let given = query.value("lastDirtyTimestamp").filter(|text| !text.is_empty() && *text != "null");
-    let number =
-        |text: &str| text.parse().map_err(|_| Refused::bad(format!("lastDirtyTimestamp: {text:?} is not a number")));
+    let number = |text: &str| {
+        text.parse().map_err(|_| ApiError::bad_request(format!("lastDirtyTimestamp: {text:?} is not a number")))
+    };
     given.map(number).transpose()
 }
 

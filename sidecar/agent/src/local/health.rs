@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use tokio::time::Instant;
+use weft_registry_api::error::ApiError;
 
 use super::super::definitions;
 use super::super::entry::{new_state, wire};
-use super::super::refused::Refused;
 use super::{LIMIT, Local, Writing};
 use crate::checks::state::{State, Status};
 use crate::checks::{Definition, Kind};
@@ -21,7 +21,7 @@ impl Local {
     ///
     /// # Errors
     /// If the service does not exist, or there are too many checks.
-    pub async fn register_check(self: &Arc<Self>, definition: Definition) -> Result<(), Refused> {
+    pub async fn register_check(self: &Arc<Self>, definition: Definition) -> Result<(), ApiError> {
         let writing = self.writer.lock().await;
         self.put_check(&writing, definition).await?;
         self.save(&writing).await;
@@ -29,21 +29,21 @@ impl Local {
     }
 
     /// Refuses a script check where programs may not be run.
-    pub(super) fn may_run(&self, check: &Definition) -> Result<(), Refused> {
+    pub(super) fn may_run(&self, check: &Definition) -> Result<(), ApiError> {
         match self.sockets.no_scripts().filter(|_| matches!(check.kind, Kind::Script(_))) {
-            Some(why) => Err(Refused::bad(format!("Invalid check: {why}"))),
+            Some(why) => Err(ApiError::bad_request(format!("Invalid check: {why}"))),
             None => Ok(()),
         }
     }
 
-    pub(super) async fn put_check(self: &Arc<Self>, _: &Writing<'_>, definition: Definition) -> Result<(), Refused> {
+    pub(super) async fn put_check(self: &Arc<Self>, _: &Writing<'_>, definition: Definition) -> Result<(), ApiError> {
         self.may_run(&definition)?;
         let now = Instant::now();
         let (check, moved) = {
             let mut registrations = self.lock();
             if !definition.service_id.is_empty() && !registrations.services.contains_key(&definition.service_id) {
                 let text = format!("ServiceID {:?} does not exist", definition.service_id);
-                return Err(Refused::new(StatusCode::NOT_FOUND, text));
+                return Err(ApiError::new(StatusCode::NOT_FOUND, text));
             }
             let mut state = new_state(&definition, now);
             let mut moved = None;
@@ -54,7 +54,7 @@ impl Local {
                     moved = Some(old.wire());
                 }
             } else if registrations.checks.len() >= LIMIT {
-                return Err(Refused::bad(format!("one agent holds at most {LIMIT} checks")));
+                return Err(ApiError::bad_request(format!("one agent holds at most {LIMIT} checks")));
             } else if let Some(left) = registrations.saved_checks.remove(&definition.id) {
                 left.restore_into(&mut state, now);
             }
@@ -78,9 +78,9 @@ impl Local {
     ///
     /// # Errors
     /// If it does not exist.
-    pub async fn deregister_check(&self, id: &str) -> Result<(), Refused> {
+    pub async fn deregister_check(&self, id: &str) -> Result<(), ApiError> {
         let writing = self.writer.lock().await;
-        let gone = self.lock().checks.remove(id).ok_or_else(|| Refused::unknown_check(id))?;
+        let gone = self.lock().checks.remove(id).ok_or_else(|| ApiError::unknown_check(id))?;
         self.save(&writing).await;
         self.upstream.check(gone.wire(), true).await;
         self.touch();
@@ -91,7 +91,7 @@ impl Local {
     ///
     /// # Errors
     /// If there is no TTL check with this id.
-    pub async fn report_ttl(&self, id: &str, status: Status, output: String) -> Result<(), Refused> {
+    pub async fn report_ttl(&self, id: &str, status: Status, output: String) -> Result<(), ApiError> {
         self.reported(id, |state, now| state.reported(status, output, now)).await
     }
 
@@ -99,19 +99,19 @@ impl Local {
     ///
     /// # Errors
     /// If there is no TTL check with this id.
-    pub async fn renew(&self, id: &str, status: Status, output: &str) -> Result<(), Refused> {
+    pub async fn renew(&self, id: &str, status: Status, output: &str) -> Result<(), ApiError> {
         self.reported(id, |state, now| state.renewed(status, output.to_owned(), now)).await
     }
 
-    async fn reported(&self, id: &str, take: impl FnOnce(&mut State, Instant) -> bool) -> Result<(), Refused> {
+    async fn reported(&self, id: &str, take: impl FnOnce(&mut State, Instant) -> bool) -> Result<(), ApiError> {
         let _writing = self.writer.lock().await;
         let check = {
             let mut registrations = self.lock();
-            let entry = registrations.checks.get_mut(id).ok_or_else(|| Refused::unknown_check(id))?;
+            let entry = registrations.checks.get_mut(id).ok_or_else(|| ApiError::unknown_check(id))?;
             let now = Instant::now();
             if !take(&mut entry.state, now) {
                 let text = format!("CheckID {id:?} does not have associated TTL");
-                return Err(Refused::bad(text));
+                return Err(ApiError::bad_request(text));
             }
             entry.due(now)
         };
@@ -127,7 +127,7 @@ impl Local {
     ///
     /// # Errors
     /// If it does not exist.
-    pub async fn maintenance(self: &Arc<Self>, service_id: &str, reason: Option<&str>) -> Result<(), Refused> {
+    pub async fn maintenance(self: &Arc<Self>, service_id: &str, reason: Option<&str>) -> Result<(), ApiError> {
         if !service_id.is_empty() {
             self.service(service_id)?;
         }

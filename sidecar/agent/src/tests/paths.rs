@@ -21,7 +21,7 @@ async fn empty_segments_are_redirected() {
 #[tokio::test]
 async fn eureka_responses_have_the_requested_format() {
     let pod = pod();
-    let body = crate::eureka::instance::tests::PYTHON;
+    let body = include_str!("../../../registry-api/src/eureka/instance/python.json");
     let beat = "/eureka/apps/ORDER/10.0.0.1:order:8080";
     for (accept, kind) in
         [("application/json", "application/json"), ("application/xml", "application/xml"), ("", "application/xml")]

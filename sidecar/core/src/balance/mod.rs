@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::endpoint::{Endpoint, Health};
-use crate::locality::{Locality, Place};
+use crate::locality::{Locality, Location};
 use crate::policy::{Cluster, LoadBalancer};
 
 use group::Group;
@@ -81,9 +81,9 @@ struct RemoteGateways {
 
 /// Inputs of a balancer besides the cluster.
 #[derive(Debug, Clone, Copy)]
-pub struct Here<'a> {
+pub struct Inputs<'a> {
     /// Locality of the proxy.
-    pub place: &'a Place,
+    pub location: &'a Location,
     /// Current time, for warm-up.
     pub now: Instant,
 }
@@ -101,8 +101,13 @@ impl Balancer {
     /// draining endpoints are left out, and ejected ones unless the share of ejections triggers the policy's panic
     /// mode: then all that the registry reports healthy are used. The round-robin position is taken over from
     /// `previous`.
-    pub fn new(cluster: &Cluster, endpoints: &[Arc<Endpoint>], here: Here<'_>, previous: Option<&Balancer>) -> Self {
-        let shares = Shares::new(cluster, endpoints, here);
+    pub fn new(
+        cluster: &Cluster,
+        endpoints: &[Arc<Endpoint>],
+        inputs: Inputs<'_>,
+        previous: Option<&Balancer>,
+    ) -> Self {
+        let shares = Shares::new(cluster, endpoints, inputs);
         let mut remote = Candidates::default();
         let mut levels: Vec<(u32, Candidates)> = Vec::new();
         for endpoint in endpoints {
@@ -114,7 +119,7 @@ impl Balancer {
                 let distance = match &cluster.locality {
                     Locality::Failover(failover) => {
                         let config = &endpoint.config;
-                        failover.distance(here.place, &config.locality, &config.labels)
+                        failover.distance(inputs.location, &config.locality, &config.labels)
                     }
                     _ => 0,
                 };

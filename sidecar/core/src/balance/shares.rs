@@ -9,7 +9,7 @@ use crate::endpoint::{Endpoint, EndpointConfig};
 use crate::locality::{Distribution, Locality};
 use crate::policy::{Cluster, LoadBalancer, Warmup};
 
-use super::Here;
+use super::Inputs;
 
 /// Parts of a weight in which locality shares and warm-up weights are counted.
 const FINE: f64 = 1000.0;
@@ -27,13 +27,13 @@ struct Distributed<'a> {
 }
 
 impl<'a> Shares<'a> {
-    pub(super) fn new(cluster: &'a Cluster, endpoints: &[Arc<Endpoint>], here: Here<'_>) -> Self {
+    pub(super) fn new(cluster: &'a Cluster, endpoints: &[Arc<Endpoint>], inputs: Inputs<'_>) -> Self {
         let distribution = match &cluster.locality {
-            Locality::Distribute(all) => all.iter().find(|one| one.from.covers(&here.place.locality)),
+            Locality::Distribute(all) => all.iter().find(|one| one.from.covers(&inputs.location.locality)),
             _ => None,
         };
         let takes_turns = matches!(cluster.load_balancer, LoadBalancer::LeastRequest | LoadBalancer::RoundRobin);
-        let warmup = cluster.warmup.as_ref().filter(|_| takes_turns).map(|warmup| (warmup, here.now));
+        let warmup = cluster.warmup.as_ref().filter(|_| takes_turns).map(|warmup| (warmup, inputs.now));
         let warming = warmup.is_some_and(|(warmup, now)| {
             // Every new endpoint must record the time when it was first seen, so this does not stop at the first one.
             let young = endpoints.iter().filter(|endpoint| endpoint.is_eligible() && endpoint.remote.is_none());

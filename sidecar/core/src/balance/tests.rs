@@ -30,8 +30,8 @@ fn all_kinds() -> [LoadBalancer; 5] {
 
 /// A balancer of a proxy with unknown locality.
 fn new_balancer(cluster: &Cluster, endpoints: &[Arc<Endpoint>], previous: Option<&Balancer>) -> Balancer {
-    let place = Place::default();
-    Balancer::new(cluster, endpoints, Here { place: &place, now: crate::outlier::tests::now() }, previous)
+    let location = Location::default();
+    Balancer::new(cluster, endpoints, Inputs { location: &location, now: crate::outlier::tests::now() }, previous)
 }
 
 fn weights(hosts: &[Arc<Endpoint>]) -> Vec<u32> {

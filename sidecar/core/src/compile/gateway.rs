@@ -6,7 +6,8 @@ use weft_proto::v1;
 
 use super::{At, Result, error, port_number, unknown_number};
 use crate::gateway::{
-    Authority, CIPHER_SUITES, Certificate, Server, ServerCertificate, Speaks, Termination, TlsTermination, Versions,
+    Authority, CIPHER_SUITES, Certificate, Server, ServerCertificate, ServerProtocol, Termination, TlsTermination,
+    Versions,
 };
 
 /// Compiles the servers of an inbound policy.
@@ -27,14 +28,14 @@ pub(super) fn servers(messages: &[v1::GatewayServer]) -> Result<Vec<Arc<Server>>
 
 fn server(message: &v1::GatewayServer) -> Result<Server> {
     let protocol = match v1::GatewayProtocol::try_from(message.protocol) {
-        Ok(v1::GatewayProtocol::GatewayHttp) => Speaks::Http,
-        Ok(v1::GatewayProtocol::GatewayHttps) => Speaks::Https,
-        Ok(v1::GatewayProtocol::GatewayTls) => Speaks::Tls,
-        Ok(v1::GatewayProtocol::GatewayTcp) => Speaks::Tcp,
+        Ok(v1::GatewayProtocol::GatewayHttp) => ServerProtocol::Http,
+        Ok(v1::GatewayProtocol::GatewayHttps) => ServerProtocol::Https,
+        Ok(v1::GatewayProtocol::GatewayTls) => ServerProtocol::Tls,
+        Ok(v1::GatewayProtocol::GatewayTcp) => ServerProtocol::Tcp,
         Err(_) => return error("protocol", unknown_number(message.protocol)),
     };
     let tls = message.tls.as_ref().map(tls_termination).transpose().at("tls")?;
-    if protocol == Speaks::Https && tls.is_none() {
+    if protocol == ServerProtocol::Https && tls.is_none() {
         return error("tls", "is missing");
     }
     let bind = match message.bind.as_str() {
@@ -54,7 +55,7 @@ fn server(message: &v1::GatewayServer) -> Result<Server> {
             .iter()
             .map(|host| (Arc::from(host.domain.to_ascii_lowercase()), Arc::from(host.service.as_str())))
             .collect(),
-        auto_passthrough: message.auto_passthrough && protocol == Speaks::Tls,
+        auto_passthrough: message.auto_passthrough && protocol == ServerProtocol::Tls,
     })
 }
 

@@ -215,7 +215,7 @@ fn dynamic_dns_accepts_hosts_within_the_wildcard() {
     message.clusters[0] =
         v1::Cluster { host: "*.Example.com".into(), dynamic_dns: true, ..message.clusters[0].clone() };
     let compiled = service(&message).unwrap();
-    let host_of = |authority| compiled.clusters[0].named(authority).map(|host| host.into_owned());
+    let host_of = |authority| compiled.clusters[0].dynamic_host(authority).map(|host| host.into_owned());
     for (authority, want) in [
         ("a.example.com", Some("a.example.com")),
         ("A.b.Example.Com.:8080", Some("a.b.example.com")),
@@ -231,7 +231,7 @@ fn dynamic_dns_accepts_hosts_within_the_wildcard() {
     }
     assert_eq!(host_of(&format!("{}.example.com", "a".repeat(250))), None);
     assert!(!compiled.clusters[0].has_endpoints() && compiled.clusters[1].has_endpoints());
-    assert_eq!(compiled.clusters[1].named("order"), None);
+    assert_eq!(compiled.clusters[1].dynamic_host("order"), None);
 }
 
 #[test]

@@ -121,10 +121,10 @@ impl ConnectionMatch {
     /// The first condition that does not hold; `None`: all hold.
     pub fn unmet(&self, connection: &Connection<'_>) -> Option<UnmetByConnection> {
         let by_server_name = || self.specificity(connection).is_some();
-        let dialed = || self.destinations.iter().any(|own| own.contains(connection.destination.ip()));
+        let is_destination = || self.destinations.iter().any(|own| own.contains(connection.destination.ip()));
         if !self.server_names.is_empty() && !by_server_name() {
             Some(UnmetByConnection::ServerName)
-        } else if !self.destinations.is_empty() && !dialed() {
+        } else if !self.destinations.is_empty() && !is_destination() {
             Some(UnmetByConnection::Destination)
         } else if self.source.is_some_and(|own| !own.contains(connection.source.ip())) {
             Some(UnmetByConnection::Source)

@@ -13,15 +13,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal};
-use weft_agent::checks::target;
+use weft_listen::address;
 
 use crate::commands::run;
-use crate::files;
 use crate::host::claim::{self, Claim};
 use crate::host::redirect::rules::VIRTUAL_IPS;
 use crate::host::redirect::{run_tool, tool};
 use crate::net::connect;
 use crate::resolve::resolv;
+use aws_lc_rs::digest::{SHA256, digest};
 
 /// Ranges of pods' addresses, unless one is given: private ranges (RFC 1918) that few networks use. The first /30 that no route
 /// of this machine covers is taken, starting at one derived from the pod's name, so that a pod keeps its address over
@@ -171,7 +171,7 @@ async fn reachable(control_plane: &str, wanted: Wanted) -> Result<()> {
         "--control-plane {control_plane} is on this machine's loopback, where a pod with an address of its own does not \
          reach it: give another address of this machine, or --netns without an address"
     );
-    if wanted == Wanted::Any && !target::is_local(found.ip()) {
+    if wanted == Wanted::Any && !address::is_local(found.ip()) {
         tracing::warn!(
             "the control plane {control_plane} is on another machine: it takes this machine's address for the pod's, and \
              others do not reach the service there. Give the pod an address that your network routes to this machine: \
@@ -193,7 +193,8 @@ impl Pod {
     fn make(data_dir: &Path, wanted: Wanted) -> Result<Pod> {
         // The folder identifies a sidecar over restarts, and no two may share it.
         let folder = data_dir.canonicalize().with_context(|| format!("cannot read {}", data_dir.display()))?;
-        let hash = files::sha256(folder.as_os_str().as_encoded_bytes());
+        let hash = digest(&SHA256, folder.as_os_str().as_encoded_bytes());
+        let hash = hash.as_ref();
         let seed = u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);
         let (name, interface) = (format!("weft-{seed:08x}"), format!("weft{seed:08x}"));
         let Some(claim) = claim::claim(&format!("weft-netns/{name}"))? else {
@@ -249,8 +250,8 @@ impl Pod {
         if !on_loopback(&ours) {
             return Ok(());
         }
-        let asked = std::fs::read_to_string(RESOLVED_CONF).unwrap_or_default();
-        if on_loopback(&asked) {
+        let resolved_conf = std::fs::read_to_string(RESOLVED_CONF).unwrap_or_default();
+        if on_loopback(&resolved_conf) {
             tracing::warn!(
                 "the name servers of {} are on this machine's loopback, where the pod does not reach them: it will find \
                  names of the mesh only. Name others there, or in /etc/netns/{}/resolv.conf",
@@ -262,7 +263,7 @@ impl Pod {
         // `ip netns exec` puts it over /etc/resolv.conf (ip-netns(8)).
         let folder = self.etc();
         std::fs::create_dir_all(&folder)
-            .and_then(|()| std::fs::write(folder.join("resolv.conf"), asked))
+            .and_then(|()| std::fs::write(folder.join("resolv.conf"), resolved_conf))
             .with_context(|| format!("cannot write {}/resolv.conf", folder.display()))
     }
 

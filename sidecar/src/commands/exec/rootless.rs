@@ -23,13 +23,13 @@ use socket2::Socket;
 
 use super::{Capture, child, supervise};
 use crate::commands::run::{self, Application, Config};
-use crate::files;
 use crate::host::children;
 use crate::host::claim;
 use crate::host::redirect::{self, run_tool};
 use crate::net::connect;
 use crate::net::pod;
 use crate::net::sockets;
+use aws_lc_rs::digest::{SHA256, digest};
 
 /// How long the namespaces may take to be made.
 const WITHIN: Duration = Duration::from_secs(20);
@@ -84,7 +84,8 @@ fn wanted(config: &Config) -> Vec<Wanted> {
 
 /// The pod's address on this machine's loopback, by its data folder: each pod has another one, and the same after a restart.
 fn loopback_address(data_dir: &Path) -> Ipv4Addr {
-    let hash = files::sha256(data_dir.as_os_str().as_encoded_bytes());
+    let hash = digest(&SHA256, data_dir.as_os_str().as_encoded_bytes());
+    let hash = hash.as_ref();
     // 127.0.0.0/16 is where programs are used to be.
     Ipv4Addr::new(127, 1 + hash[0] % 254, hash[1], 1 + hash[2] % 254)
 }

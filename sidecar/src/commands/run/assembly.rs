@@ -6,15 +6,15 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use tokio::sync::watch;
 use weft_agent::Agent;
-use weft_agent::checks::target;
 use weft_agent::connect::Leaves;
 use weft_agent::datacenter::Datacenter;
-use weft_agent::listen::Bounds;
 use weft_agent::local::Local;
-use weft_agent::page::Names;
-use weft_agent::quiet::Quiet;
-use weft_core::locality::Place;
+use weft_core::locality::Location;
 use weft_core::names::normalise;
+use weft_listen::address;
+use weft_listen::idle::IdleLimit;
+use weft_listen::page::Names;
+use weft_listen::server::Bounds;
 
 use super::config::{Config, Listen, OutboundPolicy};
 use super::ports::Accepting;
@@ -32,8 +32,9 @@ use crate::proxy::{Leaving, Proxy, Settings};
 use crate::resolve::forward::Forwarder;
 use crate::resolve::resolv;
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::metrics::{Metrics, Workload};
-use crate::tls::identity::{Identity, TokenClaims};
+use crate::telemetry::labels::Workload;
+use crate::telemetry::metrics::Metrics;
+use crate::tls::identity::{Identity, claims_of_file};
 use crate::upstream::resolution::Resolution;
 use crate::{gateway, host, inbound};
 
@@ -42,28 +43,29 @@ const ELSEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2
 
 /// The connection to the control plane, with the identity that it authenticates by.
 pub(super) fn control(config: &Config, node: &str) -> Arc<Control> {
-    let token = TokenClaims::of_file(config.token_file.as_deref());
+    let token = claims_of_file(config.token_file.as_deref());
     let identity = Arc::new(Identity::open(Some(&config.data_dir), &config.credentials, token.as_ref()));
     Arc::new(Control::new(config.control_planes.clone(), node, config.token_file.clone(), identity))
 }
 
 /// The directory, filled from the last snapshot on disk.
 pub(super) fn directory(config: &Config, identity: &Identity) -> (Arc<Directory>, Writer) {
-    let place = Place { locality: config.locality.as_str().into(), labels: config.labels.iter().cloned().collect() };
+    let location =
+        Location { locality: config.locality.as_str().into(), labels: config.labels.iter().cloned().collect() };
     let snapshot = config.data_dir.join("snapshot.bin");
     if identity.replaces_another {
         // Another identity sees other services and is sent other policies. Mostly there is no file.
         let _ = std::fs::remove_file(&snapshot);
     }
-    let (directory, mut writer) = directory::new(place, Some(snapshot), &config.preload);
+    let (directory, mut writer) = directory::new(location, Some(snapshot), &config.preload);
     writer.resolve_with(Resolution::start());
     (directory, writer)
 }
 
 /// The workload of a node, for metrics and for the control plane.
 pub(super) fn workload(config: &Config, node: &str) -> String {
-    let named = config.workload.as_ref().or(config.service.as_ref()).or(config.workload_group.as_ref());
-    named.map_or(node, String::as_str).to_owned()
+    let workload = config.workload.as_ref().or(config.service.as_ref()).or(config.workload_group.as_ref());
+    workload.map_or(node, String::as_str).to_owned()
 }
 
 /// The state that all connections share.
@@ -94,7 +96,7 @@ pub(super) fn proxy(
         log: log.map(Arc::new),
         inbound: Arc::default(),
         outbound: Arc::default(),
-        quiet: Arc::new(Quiet::of_traffic()),
+        idle: Arc::new(IdleLimit::of_traffic()),
         ports: Default::default(),
         redirection,
         settings: Settings {
@@ -178,7 +180,7 @@ pub(super) fn agent(
     datacenter: Datacenter,
 ) -> Arc<Agent> {
     let towards: SocketAddr = control.address().parse().unwrap_or(ELSEWHERE);
-    let address = connect::source().or_else(|| target::source_towards(towards).filter(|_| config.outside));
+    let address = connect::source().or_else(|| address::source_towards(towards).filter(|_| config.outside));
     let served = proxy.clone();
     let serve: Serve = Arc::new(move |stream, peer, at| {
         tokio::spawn(inbound::connection(served.clone(), stream, peer, at, 0));
@@ -227,7 +229,7 @@ fn serve_agent_api(
             tokio::spawn(async move {
                 // Never closed while the sidecar runs.
                 let _ = restored.wait_for(|restored| *restored).await;
-                weft_agent::listen::serve(agent, listener, Bounds::new(per_client)).await;
+                weft_listen::server::serve(agent, listener, Bounds::new(per_client)).await;
             });
         }
         // A Consul agent or a Eureka server, most likely: the application may go on using it.

@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use weft_agent::{clients, entry};
+use weft_agent::entry;
+use weft_listen::clients;
 
 use crate::host::redirect::rules::Own;
 

@@ -1,7 +1,6 @@
 //! Reload: a successor takes over, and this process finishes its requests and connections ([`crate::host::hot_restart`]).
 
 use std::os::fd::OwnedFd;
-use std::process::ExitCode;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use rustix::process::Signal;
 use super::Sidecar;
 use super::stop::idle;
 use crate::gateway;
-use crate::host::hot_restart::{self, Successor};
+use crate::host::hot_restart::{self, End, Successor};
 use crate::host::notify;
 use crate::net::sockets;
 
@@ -81,15 +80,11 @@ impl Sidecar {
         Ok(successor)
     }
 
-    /// Lets the successor serve, and finishes the open connections. Returns the exit code.
+    /// Lets the successor serve, and finishes the open connections.
     ///
     /// # Errors
     /// If the successor has ended.
-    pub async fn outlast(
-        &self,
-        mut successor: Successor,
-        mut requests: impl AsyncFnMut() -> Request,
-    ) -> Result<ExitCode> {
+    pub async fn outlast(&self, mut successor: Successor, mut requests: impl AsyncFnMut() -> Request) -> Result<End> {
         hot_restart::adopt_successors();
         successor.go()?;
         // No socket of the successor stays open here: after a crash of the successor the next one could not bind it.
@@ -106,7 +101,7 @@ impl Sidecar {
             tokio::select! {
                 () = self.finish(limit) => break,
                 // The supervisor looks at the exit of this process.
-                code = successor.wait(), if !notify::is_supervised() => return Ok(code),
+                code = successor.wait(), if !notify::is_supervised() => return Ok(End::Exit(code)),
                 request = requests() => {
                     if request == Request::Stop {
                         limit = limit.min(Instant::now() + Duration::from_secs(self.config.drain_limit));
@@ -122,7 +117,7 @@ impl Sidecar {
             0 => tracing::info!("finished all connections"),
             left => tracing::warn!(left, "--parent-shutdown-time is over, connections are cut off"),
         }
-        successor.become_follower()
+        Ok(successor.end())
     }
 
     /// Waits until nothing is in progress.

@@ -8,11 +8,12 @@ use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weft_agent::Agent;
+use weft_core::backoff::Backoff;
 use weft_proto::v1::{Check, Hello};
 
 use super::config::Config;
 use super::{Application, assembly};
-use crate::control::connection::{Backoff, Control};
+use crate::control::connection::Control;
 use crate::control::directory::Writer;
 use crate::control::discovery::{self, Introduction};
 use crate::control::group;
@@ -108,7 +109,7 @@ async fn join(control: &Control) {
             Ok(()) => return,
             Err(e) => {
                 tracing::error!("cannot join the mesh: {e:#}");
-                tokio::time::sleep(backoff.pause()).await;
+                tokio::time::sleep(backoff.pause(rand::random())).await;
             }
         }
     }

@@ -44,7 +44,7 @@ impl Writer {
                 // A write that panicked left the file as it was.
                 let _ = previous.await;
             }
-            let written = tokio::task::spawn_blocking(move || crate::files::write_private(&path, &saved)).await;
+            let written = tokio::task::spawn_blocking(move || weft_agent::files::write_private(&path, &saved)).await;
             if let Ok(Err(e)) = written {
                 tracing::warn!("the directory could not be saved: {e:#}");
             }

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use weft_core::compile;
 use weft_core::endpoint::EndpointConfig;
 use weft_core::inbound::Inbound;
-use weft_core::locality::Place;
+use weft_core::locality::Location;
 use weft_core::service::Service;
 use weft_proto::envoy::{DeltaDiscoveryResponse, Resource};
 use weft_proto::{ENDPOINTS_TYPE, INBOUND_TYPE, SERVICE_TYPE, v1};
@@ -84,7 +84,7 @@ pub struct Interest {
 
 /// A directory of a proxy at `place`, and its writer. `saved`: the file that it survives a restart in. `preload`: names to
 /// ask for at once.
-pub fn new(place: Place, saved: Option<PathBuf>, preload: &[String]) -> (Arc<Directory>, Writer) {
+pub fn new(location: Location, saved: Option<PathBuf>, preload: &[String]) -> (Arc<Directory>, Writer) {
     let (sender, commands) = mpsc::channel(1024);
     let directory = Arc::new(Directory {
         snapshot: ArcSwap::default(),
@@ -93,7 +93,7 @@ pub fn new(place: Place, saved: Option<PathBuf>, preload: &[String]) -> (Arc<Dir
         ready: watch::Sender::new(false),
         inbound: watch::Sender::new(None),
         start: Instant::now(),
-        place: Arc::new(place),
+        location: Arc::new(location),
     });
     let wanted = preload.iter().map(|name| {
         let wanted = Wanted { host: None, since: Instant::now(), waiters: Vec::new(), preload: true };

@@ -10,8 +10,9 @@ use tokio::time::Instant;
 use weft_agent::checks::probe::probe;
 use weft_agent::checks::state::{MAX_OUTPUT, State, Status, Thresholds};
 use weft_agent::checks::{Definition, Http, Kind, Place, Sockets, Tls};
-use weft_agent::entry::{GROUP_ID, new_state, wire};
+use weft_agent::entry::{new_state, wire};
 use weft_proto::v1::{self, probe::Kind as Wanted};
+use weft_registry_api::registration::GROUP_ID;
 
 use crate::control::registration::Registrations;
 

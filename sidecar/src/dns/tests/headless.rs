@@ -71,14 +71,14 @@ async fn a_headless_service_has_the_addresses_of_its_ready_endpoints() {
 
 #[tokio::test]
 async fn an_alias_of_a_host_outside_is_answered_as_that_host() {
-    let (server, asked) = name_server().await;
+    let (server, forwards) = name_server().await;
     let World { dns, mut writer, .. } = world(&[server]);
     know(&mut writer);
     let (code, records, ttl) = ask(&dns, "alias.default.svc.cluster.local.", RecordType::A).await;
     assert_eq!((code, ttl), (ResponseCode::NoError, 99));
     assert_eq!(records, ["api.example.net.", "192.0.2.1"]);
-    let asked: Vec<String> = asked.lock().unwrap().iter().map(|(name, _)| name.clone()).collect();
-    assert_eq!(asked, ["api.example.net."], "no name of the mesh leaves it");
+    let forwards: Vec<String> = forwards.lock().unwrap().iter().map(|(name, _)| name.clone()).collect();
+    assert_eq!(forwards, ["api.example.net."], "no name of the mesh leaves it");
 }
 
 /// The records of an answer about the location of a port, sorted: answers, and additional records.
@@ -95,7 +95,7 @@ async fn places_of(dns: &Dns, name: &str, transport: Transport) -> (ResponseCode
 
 #[tokio::test]
 async fn srv_records_of_a_headless_service_name_its_ready_endpoints() {
-    let (server, asked) = name_server().await;
+    let (server, forwards) = name_server().await;
     let World { dns, mut writer, .. } = world(&[server]);
     know(&mut writer);
     let (code, answers, more) = places_of(&dns, "_http._tcp.db.", Transport::Udp).await;
@@ -106,9 +106,9 @@ async fn srv_records_of_a_headless_service_name_its_ready_endpoints() {
     assert_eq!(places_of(&dns, "_HTTP._tcp.DB.", Transport::Tcp).await.1.len(), 2);
     // Other servers may have names that the mesh does not have.
     for name in ["_none._tcp.db.", "_http._udp.db.", "_http._tcp.db-0.db.", "_http._tcp.example.com."] {
-        let before = asked.lock().unwrap().len();
+        let before = forwards.lock().unwrap().len();
         places_of(&dns, name, Transport::Udp).await;
-        assert_eq!(asked.lock().unwrap().len(), before + 1, "{name}");
+        assert_eq!(forwards.lock().unwrap().len(), before + 1, "{name}");
     }
 }
 

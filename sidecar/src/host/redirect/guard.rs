@@ -25,9 +25,9 @@ use tokio::time::Instant;
 
 use super::verdict::{Verdict, judge};
 use super::{TABLE_ANEW, host, installed, nft};
-use crate::files;
 use crate::net::connect;
 use crate::telemetry::metrics::Metrics;
+use weft_agent::files::write_private;
 
 /// Between looks where the kernel reports changes.
 const SELDOM: Duration = Duration::from_secs(30);
@@ -140,7 +140,7 @@ impl Redirection {
 
     fn write_record(&self, text: &str) {
         let Some(record) = &self.record else { return };
-        if let Err(e) = files::write_private(record, text.as_bytes()) {
+        if let Err(e) = write_private(record, text.as_bytes()) {
             tracing::warn!("the redirection is not recorded, a reboot will lose it: {e:#}");
         }
     }

@@ -13,11 +13,11 @@ use std::time::Duration;
 use rand::seq::IndexedRandom;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use weft_agent::checks::target::is_local;
 use weft_core::names::{self, CONSUL_SUFFIX};
+use weft_core::target::is_virtual;
+use weft_listen::address::is_local;
 
 use super::Found;
-use weft_core::target::is_virtual;
 
 /// Look-ups in progress at a time.
 const AT_ONCE: usize = 64;
@@ -185,22 +185,22 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn answers_are_cached_for_their_ttl() {
-        let (answers, asked) = (Answers::default(), Cell::new(0));
+        let (answers, queries) = (Answers::default(), Cell::new(0));
         let ask = |found: Option<Found>| {
             answers.of("a.test", |_| {
-                asked.set(asked.get() + 1);
+                queries.set(queries.get() + 1);
                 std::future::ready(found)
             })
         };
         let of = |last: u8| Some((vec![IpAddr::from([10, 0, 0, last])], Duration::from_secs(30)));
         assert_eq!(ask(None).await, None);
-        assert_eq!((ask(of(1)).await, asked.get()), (None, 1), "that there is none is remembered too");
+        assert_eq!((ask(of(1)).await, queries.get()), (None, 1), "that there is none is remembered too");
         tokio::time::advance(NONE_FOR).await;
         assert_eq!(ask(of(1)).await.unwrap()[..], [ip("10.0.0.1")]);
         tokio::time::advance(Duration::from_secs(29)).await;
-        assert_eq!((ask(of(2)).await.unwrap()[0], asked.get()), (ip("10.0.0.1"), 2));
+        assert_eq!((ask(of(2)).await.unwrap()[0], queries.get()), (ip("10.0.0.1"), 2));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!((ask(of(2)).await.unwrap()[0], asked.get()), (ip("10.0.0.2"), 3));
+        assert_eq!((ask(of(2)).await.unwrap()[0], queries.get()), (ip("10.0.0.2"), 3));
     }
 
     #[tokio::test(start_paused = true)]

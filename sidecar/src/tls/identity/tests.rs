@@ -111,10 +111,9 @@ async fn trust_bundles_change_and_outlive_a_renewal() {
 }
 
 /// Claims of a token that matches a certificate of [`Authority::signed`] in "one".
-fn claims(root: &Authority) -> TokenClaims {
-    let root: String =
-        digest::digest(&digest::SHA256, &root.root).as_ref().iter().map(|b| format!("{b:02x}")).collect();
-    TokenClaims {
+fn claims(root: &Authority) -> JoinClaims {
+    let root = weft_core::hex::encode(&fingerprint(&root.root));
+    JoinClaims {
         trust_domain: "one".into(),
         namespace: "default".into(),
         service_account: "order".into(),
@@ -130,7 +129,7 @@ fn a_saved_certificate_must_match_the_join_token() {
     let (one, two) = (authority(), authority());
     let saved = serde_json::to_vec(&one.signed("one", &one)).unwrap();
     std::fs::write(dir.path().join("identity.json"), saved).unwrap();
-    let open = |token: Option<TokenClaims>| {
+    let open = |token: Option<JoinClaims>| {
         let identity = Identity::open(Some(dir.path()), Path::new("/nowhere"), token.as_ref());
         (identity.current().is_some(), identity.replaces_another)
     };
@@ -140,10 +139,10 @@ fn a_saved_certificate_must_match_the_join_token() {
         assert_eq!(open(kept), (true, false));
     }
     for other in [
-        TokenClaims { service_account: "payment".into(), ..same() },
-        TokenClaims { namespace: "shop".into(), ..same() },
-        TokenClaims { trust_domain: "two".into(), ..same() },
-        TokenClaims { services: vec!["cart".into()], ..same() },
+        JoinClaims { service_account: "payment".into(), ..same() },
+        JoinClaims { namespace: "shop".into(), ..same() },
+        JoinClaims { trust_domain: "two".into(), ..same() },
+        JoinClaims { services: vec!["cart".into()], ..same() },
         claims(&two),
     ] {
         let difference = format!("{other:?}");
@@ -155,7 +154,7 @@ fn a_saved_certificate_must_match_the_join_token() {
 fn an_unreadable_join_token_keeps_the_saved_certificate() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("token");
-    assert!(TokenClaims::of_file(None).is_none() && TokenClaims::of_file(Some(&file)).is_none());
+    assert!(claims_of_file(None).is_none() && claims_of_file(Some(&file)).is_none());
     std::fs::write(&file, "nonsense").unwrap();
-    assert!(TokenClaims::of_file(Some(&file)).is_none());
+    assert!(claims_of_file(Some(&file)).is_none());
 }

@@ -74,7 +74,7 @@ impl Authority {
     /// `asks`: clients have to show a certificate of this authority.
     fn server(&self, names: &[&str], asks: bool) -> Arc<rustls::ServerConfig> {
         let (leaf, key) = self.leaf("server", names);
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = provider();
         let builder = rustls::ServerConfig::builder_with_provider(provider.clone());
         let builder = builder.with_safe_default_protocol_versions().unwrap();
         let mut roots = RootCertStore::empty();
@@ -125,7 +125,7 @@ async fn shake(
 async fn servers_are_verified_by_name_and_ca() {
     let (ca, other) = (authority(), authority());
     let known = Originations::default();
-    let named = |names: &[&str]| Origination {
+    let with_names = |names: &[&str]| Origination {
         subject_alt_names: names.iter().map(|name| name.to_string()).collect(),
         ..simple(&ca)
     };
@@ -134,10 +134,14 @@ async fn servers_are_verified_by_name_and_ca() {
         (simple(&ca), &["api.example"][..], true),
         (simple(&ca), &["other.example"], false),
         (simple(&other), &["api.example"], false),
-        (named(&["other.example"]), &["other.example"], true),
-        (named(&["a.example", spiffe]), &[spiffe], true),
-        (named(&["a.example"]), &["api.example"], false),
-        (Origination { ca: Some(other.path("ca.pem").into()), ..named(&["api.example"]) }, &["api.example"], false),
+        (with_names(&["other.example"]), &["other.example"], true),
+        (with_names(&["a.example", spiffe]), &[spiffe], true),
+        (with_names(&["a.example"]), &["api.example"], false),
+        (
+            Origination { ca: Some(other.path("ca.pem").into()), ..with_names(&["api.example"]) },
+            &["api.example"],
+            false,
+        ),
         (Origination { skip_verify: true, ..simple(&other) }, &["other.example"], true),
     ] {
         let done = shake(&known, &origination, alpn::HTTP1, ca.server(names, false)).await;
@@ -191,7 +195,7 @@ fn self_signed(ca: &Authority, names: &[&str], years: (i32, i32)) -> Arc<rustls:
     (params.not_before, params.not_after) = (date_time_ymd(years.0, 1, 1), date_time_ymd(years.1, 1, 1));
     let certificate = params.self_signed(&key).unwrap();
     std::fs::write(ca.path("own.pem"), certificate.pem()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = provider();
     let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     Arc::new(builder.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key).unwrap())
@@ -240,8 +244,8 @@ async fn revoked_certificates_are_refused() {
         (other.path("other.crl"), Err("UnknownRevocationStatus")),
         (ca.path("empty.crl"), Err("holds no certificate revocation list")),
     ] {
-        let named = Origination { subject_alt_names: vec!["api.example".into()], ..by(file.clone()) };
-        for origination in [by(file.clone()), named] {
+        let with_names = Origination { subject_alt_names: vec!["api.example".into()], ..by(file.clone()) };
+        for origination in [by(file.clone()), with_names] {
             let done = shake(&known, &origination, alpn::TCP, ca.server(&["api.example"], false)).await;
             match (done, want) {
                 (Ok(_), Ok(())) => {}

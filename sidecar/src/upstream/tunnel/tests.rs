@@ -122,7 +122,7 @@ async fn an_http2_tunnel_is_a_stream() {
             let socket = listener.accept().await.unwrap().0;
             let mut connection = h2::server::handshake(socket).await.unwrap();
             let (request, mut respond) = connection.accept().await.unwrap().unwrap();
-            let asked = format!("{} {}", request.method(), request.uri());
+            let request_line = format!("{} {}", request.method(), request.uri());
             let mut send = respond.send_response(http::Response::new(()), false).unwrap();
             let echo = tokio::spawn(async move {
                 let mut body = request.into_body();
@@ -134,7 +134,7 @@ async fn an_http2_tunnel_is_a_stream() {
             // Until the client has gone.
             assert!(connection.accept().await.is_none());
             echo.await.unwrap();
-            asked
+            request_line
         });
         let mut far = opened(&cluster(post, Protocol::Http2), address).await.unwrap();
         far.write_all(b"hello").await.unwrap();
@@ -143,7 +143,8 @@ async fn an_http2_tunnel_is_a_stream() {
         far.read_to_string(&mut text).await.unwrap();
         assert_eq!(text, "hello");
         drop(far);
-        let asked = tokio::time::timeout(Duration::from_secs(10), proxy).await.expect("the connection ends").unwrap();
-        assert_eq!(asked, if post { "POST http://db.example:5432/" } else { "CONNECT db.example:5432" });
+        let request_line =
+            tokio::time::timeout(Duration::from_secs(10), proxy).await.expect("the connection ends").unwrap();
+        assert_eq!(request_line, if post { "POST http://db.example:5432/" } else { "CONNECT db.example:5432" });
     }
 }

@@ -1,5 +1,5 @@
 //! Byte streams: a server that sends or counts, and connections that load it in one direction. The bytes follow a
-//! pattern, and both ends look at where each read begins and ends in it.
+//! pattern, and both ends check the first and last byte of each read.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -16,19 +16,19 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 const BLOCK: usize = 256 * 1024;
-/// Not a power of two, so that a lost or doubled buffer shows.
+/// Not a power of two, so that a lost or repeated buffer is detected.
 const PERIOD: u64 = 251;
-/// Room of our own sockets, bytes. What the kernel would give a thousand of them is more than it has, and it, not the
-/// proxy, would decide the figures.
+/// Buffer size of the load's sockets. The default for a thousand sockets exceeds the kernel's limit, which would then
+/// determine the figures instead of the proxy.
 const ROOM: u32 = 256 * 1024;
 const FOR_EVER: Duration = Duration::from_secs(86400);
 
 #[derive(clap::Args)]
 pub(crate) struct Server {
-    /// Sends for ever
+    /// Sends until the client ends
     #[arg(long)]
     source: SocketAddr,
-    /// Counts, and answers the count when the client has ended
+    /// Counts, and answers with the count after the client's half-close
     #[arg(long)]
     sink: SocketAddr,
 }
@@ -76,7 +76,7 @@ pub(crate) async fn serve(options: Server) -> Result<()> {
                 accepted = source.accept() => {
                     let (mut stream, pattern) = (accepted?.0, pattern.clone());
                     tokio::task::spawn_local(async move {
-                        // Ends when the client goes.
+                        // Ends with the client.
                         let _ = send(&mut stream, &pattern, Instant::now() + FOR_EVER).await;
                     });
                 }
@@ -108,7 +108,7 @@ async fn send(stream: &mut TcpStream, pattern: &[u8], end: Instant) -> io::Resul
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(e),
         }
-        // Others have their turn: these loops seldom wait.
+        // Yields to other tasks, because these loops rarely wait.
         tokio::task::yield_now().await;
     }
     Ok(position)
@@ -118,8 +118,8 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; BLOCK]);
 }
 
-/// Reads until the end, or until `end`, and says `more` of each read; the bytes read. An error when they are not the
-/// pattern.
+/// Reads until the end of the stream, or until `end`, and calls `more` for each read. Returns the bytes read, or an error
+/// where they differ from the pattern.
 async fn receive(stream: &TcpStream, end: Instant, mut more: impl FnMut(usize)) -> io::Result<u64> {
     let mut position = 0;
     while Instant::now() < end {
@@ -160,16 +160,16 @@ async fn connect(options: &Options) -> Result<Vec<TcpStream>> {
     Ok(streams)
 }
 
-/// What all connections have received.
+/// The bytes that all connections have received.
 #[derive(Default)]
 struct Received {
     bytes: Cell<u64>,
-    /// Connections by which something came.
+    /// Connections that have received data.
     delivering: Cell<u32>,
     one_more: Notify,
 }
 
-/// Measures once all connections deliver, which it says: a thousand handshakes are not what is measured.
+/// Measures once all connections deliver, and reports that moment: the handshakes are not part of the figures.
 async fn download(options: Options) -> Result<Value> {
     let received = Rc::new(Received::default());
     let mut tasks = JoinSet::new();
@@ -221,7 +221,7 @@ async fn upload(options: Options) -> Result<Value> {
             tokio::task::spawn_local(async move {
                 let sent = send(&mut stream, &pattern, end).await?;
                 stream.shutdown().await?;
-                // What was under way arrives first.
+                // Bytes in flight arrive first.
                 let counted = tokio::time::timeout(Duration::from_secs(20), stream.read_u64()).await??;
                 ensure!(counted == sent, "{sent} bytes were sent, {counted} arrived");
                 anyhow::Ok(sent)

@@ -1,5 +1,5 @@
 //! Many sidecars at one control plane: registrars with their services and heartbeats, and discovery streams that subscribe to some
-//! of them. Then one endpoint comes and goes; the control plane itself says when the last stream has acknowledged that.
+//! of them. Then one endpoint comes and goes; the control plane reports the last acknowledgement.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -29,7 +29,7 @@ use crate::handshakes::join;
 
 /// Services of one registrar: half of the instances that a sidecar may have.
 const PER_REGISTRAR: usize = 500;
-/// Between the signs of life of a registrar.
+/// Interval of a registrar's heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
@@ -50,7 +50,7 @@ pub(crate) struct Options {
     changes: usize,
 }
 
-/// What the streams have received.
+/// The resources that the streams have received.
 #[derive(Default)]
 struct Received {
     bytes: Cell<usize>,
@@ -70,7 +70,7 @@ async fn fleet(options: Options, control: Rc<Control>) -> Result<Value> {
     for (n, numbers) in numbers.chunks(PER_REGISTRAR).enumerate() {
         let mut registrar = Registrar::open(&control, &format!("registrar-{:08x}", n + 1)).await?;
         for i in numbers {
-            // All come from one address, where no two instances have the same port.
+            // All have one address, so that each instance needs a port of its own.
             registrar.register(instance(format!("s{i}"), format!("s{i}-1"), 20_000 + u32::try_from(*i)?)).await?;
         }
         tokio::task::spawn_local(async move {
@@ -96,7 +96,7 @@ async fn fleet(options: Options, control: Rc<Control>) -> Result<Value> {
                 received.changed.notify_one();
             }
         });
-        // Handshakes have their turns.
+        // Yields to handshakes.
         tokio::task::yield_now().await;
     }
     while received.ready.get() + received.failed.get() < options.streams {
@@ -106,13 +106,13 @@ async fn fleet(options: Options, control: Rc<Control>) -> Result<Value> {
     ensure!(received.failed.get() == 0, "{} streams failed", received.failed.get());
     let at_start = received.bytes.get();
     super::print(&json!({"ready": true}))?;
-    // The benchmark reads the control plane's figures meanwhile.
+    // The benchmark measures the control plane meanwhile.
     tokio::task::spawn_blocking(|| std::io::stdin().lock().read_line(&mut String::new())).await??;
 
     let mut second = Registrar::open(&control, "registrar-00000000").await?;
     let mut took = Vec::new();
     for _ in 0..options.changes {
-        // Two instances, then one again: the second change is waited for.
+        // Two instances, then one again; the wait is for the second change.
         second.extra(true).await?;
         tokio::time::sleep(Duration::from_millis(500)).await;
         let start = Instant::now();
@@ -130,13 +130,13 @@ async fn fleet(options: Options, control: Rc<Control>) -> Result<Value> {
         "bytes_per_change": changed / options.streams / options.changes / 2,
         "last_acknowledged_ms": super::percentile(&took, 0.5) as f64 / 1000.0,
         "last_acknowledged_max_ms": super::percentile(&took, 1.0) as f64 / 1000.0,
-        // Each came and went.
+        // Each instance was added and removed.
         "changes": options.changes * 2,
         "errors": received.failed.get(),
     }))
 }
 
-/// One sidecar's discovery stream, for ever.
+/// One sidecar's discovery stream; never ends.
 async fn stream(control: &Control, names: Vec<String>, received: &Received) -> Result<()> {
     let channel = control.connect().await?;
     let mut client = AggregatedDiscoveryServiceClient::new(channel);
@@ -214,7 +214,7 @@ impl Registrar {
         self.ask(Kind::Register(instance)).await.map(drop)
     }
 
-    /// A sign of life.
+    /// A heartbeat.
     pub(crate) async fn heartbeat(&mut self) -> Result<()> {
         self.ask(Kind::Heartbeat(Heartbeat::default())).await.map(drop)
     }
@@ -223,7 +223,7 @@ impl Registrar {
         self.ask(Kind::Check(update)).await.map(drop)
     }
 
-    /// A second instance of s0 comes, or goes until all know.
+    /// Registers or removes a second instance of s0.
     async fn extra(&mut self, comes: bool) -> Result<RegistryReply> {
         let id = "s0-2".to_owned();
         self.ask(if comes {

@@ -30,7 +30,7 @@ pub(crate) async fn serve(options: Options) -> Result<()> {
             .max_concurrent_streams(1000)
             .serve_connection(TokioIo::new(stream), hyper::service::service_fn(answer));
         tokio::spawn(async move {
-            // Ends when the client goes.
+            // Ends with the client.
             let _ = connection.await;
         });
     }

@@ -68,7 +68,7 @@ async fn config(options: &Options) -> Result<ClientConfig> {
 
 pub(crate) async fn run(options: Options) -> Result<Value> {
     let config = config(&options).await?;
-    // Each has its own: rustls keeps eight tickets of a server, too few for all of them at once.
+    // One configuration each: rustls keeps eight tickets of a server, too few for all.
     let connector = || {
         let mut config = config.clone();
         config.resumption = if options.resume { Resumption::in_memory_sessions(16) } else { Resumption::disabled() };
@@ -132,7 +132,7 @@ async fn one(connector: &TlsConnector, to: SocketAddr, request: &str) -> Result<
     let mut tls = connector.connect(ServerName::try_from("one.bench")?, stream).await?;
     tls.write_all(request.as_bytes()).await?;
     let mut answer = Vec::with_capacity(1024);
-    // Servers that end without close_notify are not what is measured.
+    // A missing close_notify is no error of the measurement.
     let ended = tls.read_to_end(&mut answer).await;
     ensure!(
         answer.starts_with(b"HTTP/1.1 200") && answer.ends_with(&[b'x'; 128]),

@@ -1,4 +1,4 @@
-//! One member of the mesh that sends the largest of everything: what the control plane refuses of it.
+//! One member of the mesh that sends the largest of everything, and the refusals of the control plane.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use weft_proto::SERVICE_TYPE;
 use weft_proto::envoy::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use weft_proto::envoy::{DeltaDiscoveryRequest, Node};
-use weft_proto::v1::{Check, CheckUpdate, Hello, Instance};
+use weft_proto::v1::catalog_client::CatalogClient;
+use weft_proto::v1::{Check, CheckUpdate, Hello, Instance, Question};
 use weft_sidecar::control::connection::Control;
 
 use crate::fleet::{Registrar, instance};
@@ -30,14 +31,14 @@ pub(crate) struct Options {
 pub(crate) async fn run(options: Options) -> Result<Value> {
     let control = join(options.control_plane, options.token_file).await?;
     let mut refused = serde_json::Map::new();
-    let mut note = |what: &str, why: String| refused.insert(what.to_owned(), why.into());
+    let mut note = |request: &str, why: String| refused.insert(request.to_owned(), why.into());
     note("labels of a sidecar", labels(&control).await?);
     let (one, all) = registrations(&control).await?;
     note("metadata of an instance", one);
     note("registrations of an identity", all);
     note("output of a check", output(&control).await?);
     let long = "x".repeat(100_000);
-    note("a name that is asked for", discovery(&control, vec![subscribe(vec![long.clone()])]).await?);
+    note("a subscribed name", discovery(&control, vec![subscribe(vec![long.clone()])]).await?);
     let metadata = Struct { fields: [("LABELS".to_owned(), of_labels(&long))].into() };
     let node = Node { id: "n".into(), metadata: Some(metadata), ..Default::default() };
     let introduced = DeltaDiscoveryRequest { node: Some(node), ..subscribe(Vec::new()) };
@@ -48,13 +49,24 @@ pub(crate) async fn run(options: Options) -> Result<Value> {
             .collect(),
         ..subscribe(Vec::new())
     });
-    // Taken and forgotten: the client asks for none of them.
+    // Accepted and dropped: the client subscribes to none of them.
     ensure!(
         discovery(&control, versions.chain([subscribe(vec![String::new(); 20_001])]).collect())
             .await?
             .contains("names")
     );
     note("names of an identity", names(&control).await?);
+    let value = vec![b'x'; 512 << 10];
+    note("pairs of an identity", writes(&control, 200, |n| (format!("kv/large/{n}"), value.clone())).await?);
+    let _node = Registrar::open(&control, "sessions-0000001").await?;
+    let session = |name: &str| format!(r#"{{"Node": "sessions-0000001", "Name": "{name}"}}"#).into_bytes();
+    note("name of a session", writes(&control, 1, |_| ("session/create".into(), session(&long))).await?);
+    note("sessions of an identity", writes(&control, 6000, |_| ("session/create".into(), session(""))).await?);
+    let query = |bytes: usize| {
+        format!(r#"{{"Service": {{"Service": "s0", "Near": "", "ServiceMeta": {{"k": "{}"}}}}}}"#, &long[..bytes])
+    };
+    note("metadata of a query", writes(&control, 1, |_| ("query".into(), query(20_000).into_bytes())).await?);
+    note("queries of an identity", writes(&control, 1100, |_| ("query".into(), query(1000).into_bytes())).await?);
     Ok(Value::Object(refused))
 }
 
@@ -84,10 +96,10 @@ fn with_meta(n: usize, bytes: usize) -> Instance {
     Instance { meta, ..instance("s0".into(), format!("i{n}"), u32::try_from(n % 60_000).unwrap_or_default() + 1) }
 }
 
-/// Why an instance that is too large is refused, and after which one of the largest possible all others are.
+/// The reasons for refusing an instance that is too large, and one more of the largest instances than an identity may have.
 async fn registrations(control: &Control) -> Result<(String, String)> {
     let mut one = Err(anyhow::anyhow!("nothing was refused"));
-    let mut held = Vec::new();
+    let mut registrars = Vec::new();
     for sidecar in 0..4 {
         let mut registrar = Registrar::open(control, &format!("largest-{sidecar:08x}")).await?;
         if sidecar == 0 {
@@ -98,7 +110,7 @@ async fn registrations(control: &Control) -> Result<(String, String)> {
                 return Ok((one.err().map(|e| e.to_string()).unwrap_or_default(), e.to_string()));
             }
         }
-        held.push(registrar);
+        registrars.push(registrar);
     }
     Ok((String::new(), String::new()))
 }
@@ -114,7 +126,7 @@ fn subscribe(names: Vec<String>) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest { type_url: SERVICE_TYPE.into(), resource_names_subscribe: names, ..Default::default() }
 }
 
-/// Why a stream ends on which these are sent.
+/// The error of a stream after these messages.
 async fn discovery(control: &Control, messages: Vec<DeltaDiscoveryRequest>) -> Result<String> {
     let mut client = AggregatedDiscoveryServiceClient::new(control.connect().await?);
     let (requests, outgoing) = mpsc::channel(1);
@@ -143,9 +155,28 @@ async fn discovery(control: &Control, messages: Vec<DeltaDiscoveryRequest>) -> R
     }
 }
 
-/// Streams that ask for 20,000 names of 500 bytes each, until one is refused.
+/// The refusal that ends this number of writes through Consul's API: paths and bodies.
+async fn writes(control: &Control, count: usize, of: impl Fn(usize) -> (String, Vec<u8>)) -> Result<String> {
+    let mut client = CatalogClient::new(control.connect().await?);
+    for n in 0..count {
+        let (path, body) = of(n);
+        let method = if path == "query" { "POST" } else { "PUT" };
+        let question =
+            Question { method: method.into(), path: format!("/v1/{path}"), body: body.into(), ..Default::default() };
+        let answer = client.ask(question).await?.into_inner();
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        match answer.status {
+            200 => {}
+            413 => return Ok(text),
+            other => anyhow::bail!("write {n} of {path}: status {other}: {text:.500}"),
+        }
+    }
+    Ok(String::new())
+}
+
+/// Streams that subscribe to 20,000 names of 500 bytes each, until one is refused.
 async fn names(control: &Control) -> Result<String> {
-    let mut held = Vec::new();
+    let mut streams = Vec::new();
     for stream in 0..20 {
         let channel = control.connect().await?;
         let mut client = AggregatedDiscoveryServiceClient::new(channel);
@@ -168,7 +199,7 @@ async fn names(control: &Control) -> Result<String> {
                 None => return Ok(String::new()),
             }
         }
-        held.push((sending, responses));
+        streams.push((sending, responses));
     }
     Ok(String::new())
 }

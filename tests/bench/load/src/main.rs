@@ -1,4 +1,4 @@
-//! `weft-load`: the benchmark's own load, where no packaged tool makes it. Each command prints one JSON object.
+//! `weft-load`: load that no packaged tool generates. Each command prints one JSON object.
 
 mod bytes;
 mod fleet;
@@ -20,9 +20,9 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Requests at a fixed rate, whatever the answers take.
+    /// Requests at a fixed rate, independent of latencies.
     OpenLoop(open_loop::Options),
-    /// The server of `bytes`: one port that sends for ever, one that counts what it gets.
+    /// The server of `bytes`: one port sends, another counts received bytes.
     BytesServer(bytes::Server),
     /// Downloads or uploads over many connections.
     Bytes(bytes::Options),
@@ -30,9 +30,9 @@ enum Command {
     GrpcServer(grpc_server::Options),
     /// A new mTLS connection for each request.
     Handshakes(handshakes::Options),
-    /// Discovery streams of many sidecars, and changes that reach them all.
+    /// Discovery streams of many sidecars, and changes for all of them.
     Fleet(fleet::Options),
-    /// The largest of everything that one member can send, and why it is refused.
+    /// The largest of everything that one member can send, and the refusals.
     Largest(largest::Options),
     /// Registrations of many sidecars, all at once.
     Registry(registry::Options),

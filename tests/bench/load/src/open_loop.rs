@@ -1,5 +1,5 @@
-//! Requests at a fixed rate over HTTP/1.1 connections. When an answer is late the next request's time runs from when it
-//! was due, so that a stall is seen by all whom it would have hit.
+//! Requests at a fixed rate over HTTP/1.1 connections. The latency of a request is counted from its
+//! scheduled time, so that a stall counts for all requests that it delays.
 //!
 //! One thread a connection: the kernel's timers are finer than an event loop's.
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Where to connect
+    /// Address to connect to
     to: SocketAddr,
     /// The Host header
     #[arg(long)]
@@ -24,7 +24,7 @@ pub(crate) struct Options {
     connections: u32,
     #[arg(long, default_value_t = 5)]
     seconds: u32,
-    /// What the body of each answer must be as long as
+    /// Length of each response's body
     #[arg(long, default_value_t = 128)]
     body: usize,
 }

@@ -42,7 +42,7 @@ async fn all(options: Options, control: Rc<Control>) -> Result<Value> {
             let mut took = Vec::with_capacity(options.instances);
             for i in 0..options.instances {
                 let start = Instant::now();
-                // All come from one address, where no two sidecars have the same port.
+                // All have one address, so that each needs a port of its own.
                 let port = 10_000 + u32::try_from((sidecar * options.instances + i) % 55_000)?;
                 registrar.register(instance(format!("s{sidecar}"), format!("i{i}"), port)).await?;
                 took.push(u64::try_from(start.elapsed().as_micros())?);
@@ -50,11 +50,11 @@ async fn all(options: Options, control: Rc<Control>) -> Result<Value> {
             anyhow::Ok((registrar, took))
         })
     });
-    // Sessions are kept: what is registered lives by them.
-    let (mut held, mut took) = (Vec::new(), Vec::new());
+    // Sessions stay open, because registrations end with them.
+    let (mut sessions, mut took) = (Vec::new(), Vec::new());
     for task in tasks.collect::<Vec<_>>() {
         let (registrar, one) = task.await??;
-        held.push(registrar);
+        sessions.push(registrar);
         took.extend(one);
     }
     let seconds = start.elapsed().as_secs_f64();
@@ -66,7 +66,7 @@ async fn all(options: Options, control: Rc<Control>) -> Result<Value> {
         "p99_ms": super::percentile(&took, 0.99) as f64 / 1000.0,
     });
     super::print(&json!({"ready": true, "figures": figures}))?;
-    // The caller examines the control plane meanwhile; heartbeats go on.
+    // The caller measures the control plane meanwhile; heartbeats go on.
     let mut line = tokio::task::spawn_blocking(|| std::io::stdin().lock().read_line(&mut String::new()));
     let mut tick = tokio::time::interval(std::time::Duration::from_secs(2));
     loop {
@@ -76,7 +76,7 @@ async fn all(options: Options, control: Rc<Control>) -> Result<Value> {
                 return Ok(figures);
             }
             _ = tick.tick() => {
-                for registrar in &mut held {
+                for registrar in &mut sessions {
                     registrar.heartbeat().await?;
                 }
             }

@@ -1,4 +1,4 @@
-//! The frontend's requests: curl, as it comes.
+//! The frontend's requests, by curl.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -11,7 +11,7 @@ use weft_tests::Pod;
 /// Printed by curl after each answer.
 const END: &str = "\n@@@\n";
 
-/// What to ask the order service.
+/// A request to the order service.
 #[derive(Clone, Copy)]
 pub(crate) struct Request<'a> {
     /// Path and query.
@@ -22,9 +22,9 @@ pub(crate) struct Request<'a> {
     pub(crate) canary: bool,
 }
 
-/// What came back.
+/// A response.
 pub(crate) struct Answer {
-    /// 0: nothing came.
+    /// 0: no response.
     pub(crate) status: u16,
     headers: HashMap<String, String>,
     body: String,
@@ -77,7 +77,7 @@ impl Running {
         let output = self.0.wait_with_output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         let mut answers: Vec<Answer> = text.split(END).map(Answer::parse).collect();
-        // What follows the last end is nothing.
+        // No text follows the last end.
         answers.pop();
         if answers.is_empty() {
             anyhow::bail!("curl: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
@@ -105,7 +105,7 @@ pub(crate) fn start(pod: &Pod, requests: &[Request<'_>]) -> Result<Running> {
     let mut command = pod.command("curl");
     let mut child =
         command.args(["-K", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    // curl reads all of it before it begins.
+    // curl reads its whole configuration before it begins.
     child.stdin.take().context("no input")?.write_all(config.as_bytes())?;
     Ok(Running(child))
 }

@@ -1,4 +1,4 @@
-//! Traffic for as long as somebody watches, while they edit policies.
+//! Continuous traffic, while the user edits policies.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{IsTerminal, Write};
@@ -10,22 +10,22 @@ use crate::client::{self, Request};
 use crate::steps::USERS;
 use crate::{Shop, version};
 
-/// Answers shown of each user.
+/// Answers that are shown for each user.
 const SHOWN: usize = 20;
 
-/// Sends a request of each user a second, and prints what came of it until the process is interrupted.
+/// Sends a request of each user a second, and prints the results, until the process is interrupted.
 pub(crate) fn run(shop: &Shop) -> Result<()> {
     println!("\nTraffic goes on. Edit the files in this folder and watch; Ctrl-C ends everything:");
     println!("  {}\n", shop.mesh.policies.display());
     let terminal = std::io::stdout().is_terminal();
-    let asked: Vec<Request<'_>> = USERS.iter().map(|user| Request { path: "/", user, canary: false }).collect();
+    let requests: Vec<Request<'_>> = USERS.iter().map(|user| Request { path: "/", user, canary: false }).collect();
     let mut history: HashMap<&str, VecDeque<String>> = HashMap::new();
     let mut problems = String::new();
     let mut files = snapshot(shop);
     let mut drawn = 0;
     loop {
         let start = Instant::now();
-        let answers = client::requests(&shop.front, &asked)?;
+        let answers = client::requests(&shop.front, &requests)?;
         let mut changes = Vec::new();
         let now = snapshot(shop);
         for (file, text) in &now {
@@ -51,11 +51,11 @@ pub(crate) fn run(shop: &Shop) -> Result<()> {
         }
         for (user, answer) in USERS.iter().zip(&answers) {
             let seen = history.entry(user).or_default();
-            let what = match answer.status {
+            let result = match answer.status {
                 200 => version(answer.server()).to_owned() + ":" + answer.server().trim_start_matches("order-"),
                 status => format!("{status} {}", answer.header("x-weft-reason")),
             };
-            seen.push_front(what);
+            seen.push_front(result);
             seen.truncate(SHOWN);
             let line: Vec<&str> = seen.iter().map(String::as_str).collect();
             let line: String = format!("  {user:<7} {}", line.join(" ")).chars().take(120).collect();

@@ -1,6 +1,6 @@
 //! `make demo`: a small shop on this machine. Three order services and a frontend, a sidecar each, one control plane.
 //!
-//! With `CHECK=1` it verifies what it shows and ends; without, it goes on showing traffic until it is interrupted.
+//! With `CHECK=1` it verifies each claim and ends; without, it shows traffic until it is interrupted.
 
 mod client;
 mod live;
@@ -17,7 +17,7 @@ use weft_tests::{Instance, Mesh, Pod, Process, wait_for};
 
 use report::Report;
 
-/// Everything that runs.
+/// All processes of the demo.
 pub(crate) struct Shop {
     mesh: Mesh,
     orders: Vec<Instance>,
@@ -34,7 +34,7 @@ pub(crate) fn version(instance: &str) -> &'static str {
     ORDERS.iter().find(|(name, _)| *name == instance).map_or("?", |(_, version)| version)
 }
 
-/// One of the policy files as it is shipped.
+/// One of the shipped policy files.
 pub(crate) fn shipped(file: &str) -> Result<String> {
     let path = weft_tests::tests_dir().join("../deploy/demo").join(file);
     std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
@@ -58,13 +58,13 @@ fn run() -> Result<bool> {
     let start = Instant::now();
     let mut shop = Shop::open()?;
     steps::all(&mut shop)?;
-    let held = shop.report.end();
+    let passed = shop.report.end();
     if check {
         println!("{:.0} s", start.elapsed().as_secs_f64());
-        return Ok(held);
+        return Ok(passed);
     }
     live::run(&shop)?;
-    Ok(held)
+    Ok(passed)
 }
 
 impl Shop {
@@ -102,7 +102,7 @@ impl Shop {
     }
 }
 
-/// Removes this folder and ends when interrupted; the processes of the pods end with us.
+/// Removes this folder and ends when interrupted; the processes of the pods end with this one.
 fn end_with(folder: &Path) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let folder = folder.to_owned();
@@ -119,7 +119,7 @@ fn end_with(folder: &Path) -> Result<()> {
             }
         });
         println!("\nstopping");
-        // They may still be writing there: what is left then is a few files in the system's temporary folder.
+        // The processes may still be writing there; then a few files stay in the temporary folder.
         let _ = std::fs::remove_dir_all(&folder);
         std::process::exit(130);
     });

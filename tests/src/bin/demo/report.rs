@@ -1,19 +1,19 @@
-//! What the demo prints, and whether all of it held.
+//! The output of the demo, and the count of its claims.
 
 use std::io::IsTerminal;
 
-/// Prints, and counts what did not hold.
+/// Prints, and counts failed claims.
 pub(crate) struct Report {
     step: usize,
     failed: usize,
-    held: usize,
+    passed: usize,
     color: bool,
 }
 
 impl Report {
-    /// Nothing said yet.
+    /// A report without output yet.
     pub(crate) fn new() -> Report {
-        Report { step: 0, failed: 0, held: 0, color: std::io::stdout().is_terminal() }
+        Report { step: 0, failed: 0, passed: 0, color: std::io::stdout().is_terminal() }
     }
 
     fn paint(&self, code: &str, text: &str) -> String {
@@ -26,10 +26,10 @@ impl Report {
         println!("\n{}", self.paint("1", &format!("== {}. {title}", self.step)));
     }
 
-    /// A claim, and whether it held.
+    /// A claim, and whether it is true.
     pub(crate) fn claim(&mut self, holds: bool, text: &str) {
         if holds {
-            self.held += 1;
+            self.passed += 1;
             println!("{} {text}", self.paint("32", "ok:"));
         } else {
             self.failed += 1;
@@ -55,9 +55,9 @@ impl Report {
         }
     }
 
-    /// The last line; whether all held.
+    /// The last line; whether all claims are true.
     pub(crate) fn end(&self) -> bool {
-        println!("\n{} claims checked, {} failed", self.held + self.failed, self.failed);
+        println!("\n{} claims checked, {} failed", self.passed + self.failed, self.failed);
         self.failed == 0
     }
 }

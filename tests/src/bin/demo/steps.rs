@@ -1,4 +1,4 @@
-//! The walk: what the mesh does, step by step.
+//! The steps of the demo.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::client::{self, Answer, Request};
 use crate::wire::Capture;
 use crate::{Shop, shipped, version};
 
-/// Who calls.
+/// Users of the shop.
 pub(crate) const USERS: [&str; 8] = ["alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi"];
 
 const RULE: &str = "destination-rule.yaml";
@@ -34,7 +34,7 @@ fn ok(answers: &[Answer]) -> bool {
     answers.iter().all(|a| a.status == 200)
 }
 
-/// An edit of a shipped file that must change it.
+/// A replacement in a shipped file; the text must occur.
 fn edited(file: &str, changes: &[(&str, &str)]) -> Result<String> {
     let mut text = shipped(file)?;
     for (from, to) in changes {
@@ -47,11 +47,11 @@ fn edited(file: &str, changes: &[(&str, &str)]) -> Result<String> {
 fn users(shop: &mut Shop) -> Result<()> {
     shop.report.step("consistentHash on user-id, in each subset of a 90/10 split");
     let each = 50;
-    let asked: Vec<Request<'_>> =
+    let requests: Vec<Request<'_>> =
         (0..each).flat_map(|_| USERS).map(|user| Request { path: "/", user, canary: false }).collect();
-    let answers = client::requests(&shop.front, &asked)?;
+    let answers = client::requests(&shop.front, &requests)?;
     let mut counts: BTreeMap<(&str, &str), BTreeMap<&str, usize>> = BTreeMap::new();
-    for (request, answer) in asked.iter().zip(&answers) {
+    for (request, answer) in requests.iter().zip(&answers) {
         let of = counts.entry((request.user, version(answer.server()))).or_default();
         *of.entry(answer.server()).or_default() += 1;
     }
@@ -64,7 +64,7 @@ fn users(shop: &mut Shop) -> Result<()> {
         rows.push(vec![user.into(), cell("v1"), cell("v2")]);
     }
     shop.report.table(&rows);
-    let total = asked.len();
+    let total = requests.len();
     shop.report.claim(answers.len() == total && ok(&answers), &format!("{total} requests, all answered with 200"));
     let sticky = counts.values().all(|servers| servers.len() == 1);
     shop.report.claim(sticky, "within a subset a user is always served by the same instance");
@@ -79,11 +79,11 @@ fn users(shop: &mut Shop) -> Result<()> {
 
 fn canary(shop: &mut Shop) -> Result<()> {
     shop.report.step("x-canary: true goes to v2");
-    let asked: Vec<Request<'_>> = (0..5).flat_map(|_| USERS).map(|user| Request { user, ..CANARY }).collect();
-    let answers = client::requests(&shop.front, &asked)?;
+    let requests: Vec<Request<'_>> = (0..5).flat_map(|_| USERS).map(|user| Request { user, ..CANARY }).collect();
+    let answers = client::requests(&shop.front, &requests)?;
     let v2 = answers.iter().filter(|a| version(a.server()) == "v2").count();
-    let all = v2 == asked.len() && ok(&answers);
-    shop.report.claim(all, &format!("{v2} of {} requests with x-canary: true were served by v2", asked.len()));
+    let all = v2 == requests.len() && ok(&answers);
+    shop.report.claim(all, &format!("{v2} of {} requests with x-canary: true were served by v2", requests.len()));
     Ok(())
 }
 
@@ -152,15 +152,15 @@ fn limits(shop: &mut Shop) -> Result<()> {
         !refused.is_empty() && refused.len() < answers.len() && only,
         "three clients: some requests are refused with 503, the others are served",
     );
-    let wanted = "overflow; policy=DestinationRule/default/order-service; limit=http1MaxPendingRequests=1";
-    shop.report.claim(why == BTreeSet::from([wanted]), "each 503 says which limit of which policy it met");
+    let expected = "overflow; policy=DestinationRule/default/order-service; limit=http1MaxPendingRequests=1";
+    shop.report.claim(why == BTreeSet::from([expected]), "each 503 names the limit and its policy");
     shop.report.claim(ok(&alone), "one client sees none");
     shop.mesh.policy(RULE, &shipped(RULE)?)?;
     Ok(())
 }
 
 fn identities(shop: &mut Shop) -> Result<()> {
-    shop.report.step("Identities, and what is on the wire");
+    shop.report.step("Identities, and the bytes on the wire");
     let server = shop.orders.last().context("no instances")?;
     let capture = Capture::start(&shop.mesh, &shop.front, &server.pod)?;
     let secret = "swordfish-in-the-path";
@@ -186,8 +186,8 @@ fn identities(shop: &mut Shop) -> Result<()> {
     );
     let clear = seen.bytes.windows(secret.len()).any(|w| w == secret.as_bytes());
     let handshake = seen.first.starts_with(&[0x16, 3]) || seen.first.starts_with(&[0x17, 3]);
-    shop.report.claim(ok(&answers) && handshake && seen.tls > 0, "what the pods send each other is TLS");
-    shop.report.claim(!clear && seen.segments > 0, "the path that was asked for is not in it");
+    shop.report.claim(ok(&answers) && handshake && seen.tls > 0, "the traffic between the pods is TLS");
+    shop.report.claim(!clear && seen.segments > 0, "the path of the requests is not in it");
     Ok(())
 }
 
@@ -227,10 +227,10 @@ fn edit(shop: &mut Shop) -> Result<()> {
 }
 
 fn all_to_v2(shop: &mut Shop, claim: &str) -> Result<()> {
-    let asked: Vec<Request<'_>> =
+    let requests: Vec<Request<'_>> =
         (0..10).flat_map(|_| USERS).map(|user| Request { path: "/", user, canary: false }).collect();
-    let answers = client::requests(&shop.front, &asked)?;
-    let all = ok(&answers) && answers.len() == asked.len() && answers.iter().all(|a| version(a.server()) == "v2");
+    let answers = client::requests(&shop.front, &requests)?;
+    let all = ok(&answers) && answers.len() == requests.len() && answers.iter().all(|a| version(a.server()) == "v2");
     shop.report.claim(all, claim);
     Ok(())
 }
@@ -240,20 +240,20 @@ fn broken_edit(shop: &mut Shop) -> Result<()> {
     let broken = edited(ROUTES, &[("weight: 90", "wieght: 90")])?;
     shop.mesh.policy(ROUTES, &broken)?;
     let line = broken.lines().position(|l| l.contains("wieght")).context("no such line")? + 1;
-    let wanted = format!("{ROUTES}:{line}:");
+    let expected = format!("{ROUTES}:{line}:");
     let found = wait_for("the problem", PATIENCE, || {
         let status = shop.mesh.status();
-        let found: Vec<&str> = status.lines().filter(|l| l.contains(&wanted)).collect();
+        let found: Vec<&str> = status.lines().filter(|l| l.contains(&expected)).collect();
         ensure!(!found.is_empty(), "{status}");
         Ok(found.join("\n"))
     });
     shop.report.quote(found.as_deref().unwrap_or_default());
-    shop.report.claim(found.is_ok(), "weftctl status says what is wrong, in which file, line and column");
+    shop.report.claim(found.is_ok(), "weftctl status reports the error with file, line and column");
     all_to_v2(shop, "80 requests go where the last good policy sends them")?;
     shop.mesh.policy(ROUTES, &shipped(ROUTES)?)?;
     let well = wait_for("the correction", PATIENCE, || {
         let status = shop.mesh.status();
-        ensure!(!status.contains(&wanted), "{status}");
+        ensure!(!status.contains(&expected), "{status}");
         Ok(())
     });
     shop.report.claim(well.is_ok(), "with the file as it was, the problem is gone");

@@ -1,4 +1,4 @@
-//! What goes over the wire between two pods, seen from the bridge.
+//! The packets between two pods, captured at the bridge.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +12,7 @@ pub(crate) struct Capture {
     file: PathBuf,
 }
 
-/// What a capture holds.
+/// The content of a capture.
 pub(crate) struct Seen {
     /// All payload bytes.
     pub(crate) bytes: Vec<u8>,
@@ -38,7 +38,7 @@ impl Capture {
             ensure!(process.output().contains("listening on"), "{}", process.output().trim());
             Ok(())
         });
-        // Some refuse in a user namespace, where they cannot change to the user that they are built to change to.
+        // Some builds of tcpdump fail in a user namespace, because they cannot change to their user.
         if let Err(e) = listens {
             println!("  tcpdump does not run here: {}", e.root_cause());
             return Ok(None);
@@ -46,7 +46,7 @@ impl Capture {
         Ok(Some(Capture { process, file }))
     }
 
-    /// Ends it, and reads what it saw.
+    /// Ends it, and reads its capture.
     pub(crate) fn end(mut self) -> Result<Seen> {
         // Packets reach the file a moment after the wire.
         std::thread::sleep(Duration::from_millis(300));

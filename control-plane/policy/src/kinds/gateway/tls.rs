@@ -151,15 +151,15 @@ fn certificates(tls: &Fields<'_>) -> Vec<v1::GatewayCertificate> {
             format!("`{first}` and `{last}` exclude each other: the certificates of a server are given in one way");
         tls.error(if tls.has(first) { first } else { "privateKey" }, text);
     }
-    let named = |name: String| v1::GatewayCertificate { credential: name, ..v1::GatewayCertificate::default() };
+    let by_credential = |name: String| v1::GatewayCertificate { credential: name, ..v1::GatewayCertificate::default() };
     match given.last() {
-        Some(&"credentialName") => credential(tls, "credentialName").into_iter().map(named).collect(),
+        Some(&"credentialName") => credential(tls, "credentialName").into_iter().map(by_credential).collect(),
         Some(&"credentialNames") => {
             let names = tls.strings("credentialNames");
             for (_, place) in names.iter().filter(|(name, _)| !is_folder(name)) {
                 tls.error_at(*place, "`credentialNames` has names of folders in the gateway's --credentials");
             }
-            names.into_iter().map(|(name, _)| named(name)).collect()
+            names.into_iter().map(|(name, _)| by_credential(name)).collect()
         }
         Some(&"tlsCertificates") => tls.objects("tlsCertificates").iter().map(files).collect(),
         Some(_) if tls.has("serverCertificate") && tls.has("privateKey") => vec![files(tls)],
@@ -196,7 +196,7 @@ fn credential(tls: &Fields<'_>, field: &'static str) -> Option<String> {
 fn caller_names(tls: &Fields<'_>, mesh: bool) -> Vec<String> {
     let names = tls.strings("subjectAltNames");
     for (name, place) in &names {
-        if mesh && !name.starts_with("spiffe://") {
+        if mesh && !name.starts_with(weft_core::identity::SCHEME) {
             let text = format!(
                 "`{name}` is never the name of a workload, which is spiffe://<trust domain>/ns/<namespace>/sa/<account>"
             );

@@ -129,12 +129,12 @@ fn an_empty_value_equals_an_absent_one() {
 
 #[test]
 fn names_of_objects_up_to_253_characters() {
-    let named = |name: &str| {
+    let document = |name: &str| {
         format!(
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}}}\nspec: {{host: a}}\n"
         )
     };
-    assert_eq!(problems(&named(&"a".repeat(253))), [""; 0]);
-    assert!(problems(&named(&"a".repeat(254)))[0].contains("is not a name"));
-    assert!(problems(&named("a..b"))[0].contains("is not a name"));
+    assert_eq!(problems(&document(&"a".repeat(253))), [""; 0]);
+    assert!(problems(&document(&"a".repeat(254)))[0].contains("is not a name"));
+    assert!(problems(&document("a..b"))[0].contains("is not a name"));
 }

@@ -2,7 +2,7 @@
 //! field without one is refused by its name.
 
 use serde_json::{Value, json};
-use weft_agent::decode::Fields;
+use weft_registry_api::decode::Fields;
 
 /// `service-router`
 #[derive(Debug, Default, PartialEq)]

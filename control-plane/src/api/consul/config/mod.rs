@@ -9,12 +9,12 @@ mod policies;
 
 use http::StatusCode;
 use serde_json::{Value, json};
-use weft_agent::answer::{self, Answered};
-use weft_agent::decode::Fields;
-use weft_agent::query::Query;
-use weft_agent::refused::Refused;
+use weft_registry_api::decode::Fields;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
-use super::{Caller, Consul, refused, select};
+use super::{Caller, Consul, api_error, select};
 use crate::state::documents::StoredDocument;
 use policies::Chain;
 use weft_policy::{self, Document, Object, Severity, canonical};
@@ -27,7 +27,7 @@ const RESOLVER: &str = "service-resolver";
 const FILE: &str = "config entry";
 
 /// The alternatives to the other kinds.
-fn unsupported(kind: &str) -> Refused {
+fn unsupported(kind: &str) -> ApiError {
     let instead = match kind {
         "service-defaults" | "proxy-defaults" => {
             "the protocol is set by the registration (metadata protocol) or detected"
@@ -37,7 +37,7 @@ fn unsupported(kind: &str) -> Refused {
         "mesh" => "an IstioOperator's meshConfig sets it",
         _ => "gateways are Istio's Gateway and VirtualService",
     };
-    Refused::new(StatusCode::NOT_IMPLEMENTED, format!("Kind: {kind:?} is not supported by this mesh: {instead}"))
+    ApiError::new(StatusCode::NOT_IMPLEMENTED, format!("Kind: {kind:?} is not supported by this mesh: {instead}"))
 }
 
 fn shape(stored: &StoredDocument) -> Value {
@@ -56,9 +56,9 @@ pub(super) async fn read(
     kind: &str,
     name: Option<&str>,
     query: &Query,
-) -> Result<Answered, Refused> {
+) -> Result<Reply, ApiError> {
     select::in_scope(consul, query)?;
-    if let Some((seen, wait)) = query.block().map_err(Refused::bad)? {
+    if let Some((seen, wait)) = query.block().map_err(ApiError::bad_request)? {
         consul.mesh.wait_for_config(seen, wait).await;
     }
     let (all, index) = consul.mesh.read_config(|all| {
@@ -66,27 +66,27 @@ pub(super) async fn read(
         let seen = of_kind.filter(|(_, entry)| caller.rights.read(entry.value["Name"].as_str().unwrap_or_default()));
         (seen.map(|(_, entry)| shape(entry)).collect::<Vec<_>>(), all.index())
     });
-    let Some(name) = name else { return Ok(answer::indexed(&Value::Array(all), index, query)) };
+    let Some(name) = name else { return Ok(reply::indexed(&Value::Array(all), index, query)) };
     let found = all.into_iter().find(|entry| entry["Name"].as_str().is_some_and(|own| own.eq_ignore_ascii_case(name)));
     let missing = || {
         let text = format!("Config entry not found for \"{kind}\" / \"{name}\"");
-        Refused::new(StatusCode::NOT_FOUND, text)
+        ApiError::new(StatusCode::NOT_FOUND, text)
     };
-    Ok(answer::indexed(&found.ok_or_else(missing)?, index, query))
+    Ok(reply::indexed(&found.ok_or_else(missing)?, index, query))
 }
 
 /// `PUT config`
-pub(super) async fn put(consul: &Consul, caller: &Caller, query: &Query, body: &[u8]) -> Result<Answered, Refused> {
+pub(super) async fn put(consul: &Consul, caller: &Caller, query: &Query, body: &[u8]) -> Result<Reply, ApiError> {
     let given: Value =
-        serde_json::from_slice(body).map_err(|e| Refused::bad(format!("Request decoding failed: {e}")))?;
-    let mut fields = Fields::of("the config entry", given.clone()).map_err(Refused::bad)?;
-    let kind = fields.text("kind").map_err(Refused::bad)?;
-    let service = fields.text("name").map_err(Refused::bad)?.to_ascii_lowercase();
+        serde_json::from_slice(body).map_err(|e| ApiError::bad_request(format!("Request decoding failed: {e}")))?;
+    let mut fields = Fields::of("the config entry", given.clone()).map_err(ApiError::bad_request)?;
+    let kind = fields.text("kind").map_err(ApiError::bad_request)?;
+    let service = fields.text("name").map_err(ApiError::bad_request)?.to_ascii_lowercase();
     if ![ROUTER, SPLITTER, RESOLVER].contains(&kind.as_str()) {
         return Err(unsupported(&kind));
     }
     if service.is_empty() {
-        return Err(Refused::bad("Name is required"));
+        return Err(ApiError::bad_request("Name is required"));
     }
     caller.register(&service)?;
     let mut entry = given;
@@ -105,11 +105,11 @@ pub(super) async fn delete(
     kind: &str,
     name: &str,
     query: &Query,
-) -> Result<Answered, Refused> {
+) -> Result<Reply, ApiError> {
     let service = name.to_ascii_lowercase();
     caller.register(&service)?;
-    let answered = change(consul, caller, (kind, &service), None, query).await?;
-    Ok(if query.has("cas") { answered } else { answer::json(&json!({}), query) })
+    let reply = change(consul, caller, (kind, &service), None, query).await?;
+    Ok(if query.has("cas") { reply } else { reply::json(&json!({}), query) })
 }
 
 /// Writes an entry, and the policies that result from the service's entries.
@@ -119,22 +119,22 @@ async fn change(
     (kind, service): (&str, &str),
     entry: Option<Value>,
     query: &Query,
-) -> Result<Answered, Refused> {
+) -> Result<Reply, ApiError> {
     let namespace = &caller.namespace;
     let key = format!("{kind}/{service}");
     let all: Vec<Value> = consul.mesh.read_config(|all| {
         let others = all.list(namespace).into_iter().filter(|(held, _)| *held != key);
         others.map(|(_, stored)| stored.value.clone()).chain(entry.clone()).collect()
     });
-    let chain = chain_of(&all, service).map_err(Refused::bad)?;
-    followed_once(&all, service, &chain).map_err(Refused::bad)?;
+    let chain = chain_of(&all, service).map_err(ApiError::bad_request)?;
+    followed_once(&all, service, &chain).map_err(ApiError::bad_request)?;
     let documents = checked(consul, service, namespace, &chain)?;
     let only = match query.value("cas").filter(|text| !text.is_empty()) {
         None => None,
-        Some(text) => Some(text.parse().map_err(|_| Refused::bad("Invalid cas: an integer is required"))?),
+        Some(text) => Some(text.parse().map_err(|_| ApiError::bad_request("Invalid cas: an integer is required"))?),
     };
     let own = policies::name(service);
-    let (_, api) = consul.mesh.policies();
+    let api = consul.mesh.policies().api;
     let stale: Vec<Document> = api
         .iter()
         .filter(|held| {
@@ -142,8 +142,8 @@ async fn change(
         })
         .map(|held| Document::clone(held))
         .collect();
-    let written = consul.mesh.put_config(namespace, &key, entry.as_ref(), only, (documents, &stale)).await;
-    Ok(answer::json(&json!(written.map_err(refused)?), query))
+    let written = consul.mesh.put_config(caller.writer(), &key, entry.as_ref(), only, (documents, &stale)).await;
+    Ok(reply::json(&json!(written.map_err(api_error)?), query))
 }
 
 /// The entries of a service.
@@ -194,42 +194,43 @@ fn followed_once(all: &[Value], service: &str, chain: &Chain) -> Result<(), Stri
 }
 
 /// The documents, if they are valid together with the existing ones.
-fn checked(consul: &Consul, service: &str, namespace: &str, chain: &Chain) -> Result<Vec<Document>, Refused> {
+fn checked(consul: &Consul, service: &str, namespace: &str, chain: &Chain) -> Result<Vec<Document>, ApiError> {
     let mut documents = Vec::new();
     for document in chain.documents(service, namespace) {
         let parsed = weft_world::parse_policies(FILE, &document.to_string());
         if let Some(problem) = parsed.problems.iter().find(|problem| problem.severity == Severity::Error) {
-            return Err(Refused::bad(problem.text.clone()));
+            return Err(ApiError::bad_request(problem.text.clone()));
         }
         documents.extend(parsed.documents);
     }
     let host = canonical(service, namespace);
-    let (folder, api) = consul.mesh.policies();
+    let held = consul.mesh.policies();
     let has_subset = |document: &Document, subset: &str| match &document.object {
         Object::DestinationRule(rule) => rule.subsets.iter().any(|own| own.name == subset),
         _ => false,
     };
     for subset in chain.undefined(service) {
-        let held =
-            folder.iter().chain(&api).filter(|held| held.name != policies::name(service) && is_about(held, &host));
-        if !held.into_iter().any(|held| has_subset(held, &subset)) {
+        let mut about = held.all().filter(|held| held.name != policies::name(service) && is_about(held, &host));
+        if !about.any(|held| has_subset(held, &subset)) {
             let text = format!("ServiceSubset: {service:?} has no subset {subset:?} (Subsets of its service-resolver)");
-            return Err(Refused::bad(text));
+            return Err(ApiError::bad_request(text));
         }
     }
-    let others = || folder.iter().chain(&api).filter(|held| held.name != policies::name(service));
+    let others = || held.all().filter(|held| held.name != policies::name(service));
     for document in &documents {
         let owner = others().find(|held| held.kind() == document.kind() && is_about(held, &host));
         if let Some(owner) = owner {
             let text = format!("{} already routes requests to {service:?}: remove it first", owner.reference());
-            return Err(Refused::new(StatusCode::CONFLICT, text));
+            return Err(ApiError::new(StatusCode::CONFLICT, text));
         }
     }
     consul.mesh.date(&mut documents);
     let all: Vec<&Document> = documents.iter().chain(others().map(AsRef::as_ref)).collect();
-    let problems = weft_policy::check(&all);
+    let before = held.all().filter(|held| held.name == policies::name(service)).map(AsRef::as_ref);
+    let changed: Vec<&Document> = before.chain(&documents).collect();
+    let problems = weft_policy::check_change(&changed, &all);
     match problems.iter().find(|problem| problem.severity == Severity::Error && problem.file == FILE) {
-        Some(problem) => Err(Refused::bad(problem.text.clone())),
+        Some(problem) => Err(ApiError::bad_request(problem.text.clone())),
         None => Ok(documents),
     }
 }

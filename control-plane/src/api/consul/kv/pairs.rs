@@ -4,11 +4,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
 use serde_json::{Value, json};
-use weft_agent::answer::{self, Answered};
-use weft_agent::query::Query;
-use weft_agent::refused::Refused;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
-use crate::api::consul::{Caller, Consul, interrupted, refused, select};
+use crate::api::consul::{Caller, Consul, api_error, interrupted, select};
 use crate::state::pairs::{MAX_VALUE, Only, Pair, Pairs};
 
 /// `GET kv/:key`
@@ -17,18 +17,18 @@ pub(in crate::api::consul) async fn read(
     caller: &Caller,
     key: &str,
     query: &Query,
-) -> Result<Answered, Refused> {
+) -> Result<Reply, ApiError> {
     select::in_scope(consul, query)?;
     let namespace = &caller.namespace;
     let (keys, raw) = (query.has("keys"), query.has("raw"));
     let prefix = keys || query.has("recurse");
     if key.is_empty() && !prefix {
-        return Err(Refused::bad("Missing key name"));
+        return Err(ApiError::bad_request("Missing key name"));
     }
     if !prefix {
         caller.read_key(key)?;
     }
-    if let Some((seen, wait)) = query.block().map_err(Refused::bad)? {
+    if let Some((seen, wait)) = query.block().map_err(ApiError::bad_request)? {
         consul.mesh.wait_for_pairs(namespace, key, prefix, seen, wait).await;
     }
     let (found, index) = consul.mesh.read_pairs(|pairs| {
@@ -38,18 +38,18 @@ pub(in crate::api::consul) async fn read(
             (pairs.get(namespace, key).map(|pair| Content::Pair(pair.clone())), pairs.index(namespace, key))
         }
     });
-    let mut answered = match found {
+    let mut reply = match found {
         Some(Content::Pair(pair)) if raw => raw_value(pair),
-        Some(Content::Pair(pair)) => answer::json(&json!([shape(key, &pair)]), query),
-        Some(Content::List(list)) => answer::json(&Value::Array(list), query),
+        Some(Content::Pair(pair)) => reply::json(&json!([shape(key, &pair)]), query),
+        Some(Content::List(list)) => reply::json(&Value::Array(list), query),
         None => {
-            let mut none = answer::done();
+            let mut none = reply::done();
             *none.status_mut() = StatusCode::NOT_FOUND;
             none
         }
     };
-    answer::index_headers(&mut answered, index, query);
-    Ok(answered)
+    reply::index_headers(&mut reply, index, query);
+    Ok(reply)
 }
 
 enum Content {
@@ -81,12 +81,12 @@ fn up_to<'a>(key: &'a str, prefix: usize, separator: &str) -> &'a str {
 }
 
 /// The value as written. A browser must not interpret a stored value as a page of this server.
-fn raw_value(pair: Pair) -> Answered {
-    let mut answered = Answered::new(pair.value.into());
-    answer::set(&mut answered, "content-type", "text/plain");
-    answer::set(&mut answered, "x-content-type-options", "nosniff");
-    answer::set(&mut answered, "content-security-policy", "sandbox");
-    answered
+fn raw_value(pair: Pair) -> Reply {
+    let mut reply = Reply::new(pair.value.into());
+    reply::set(&mut reply, "content-type", "text/plain");
+    reply::set(&mut reply, "x-content-type-options", "nosniff");
+    reply::set(&mut reply, "content-security-policy", "sandbox");
+    reply
 }
 
 pub(in crate::api::consul) fn shape(key: &str, pair: &Pair) -> Value {
@@ -104,20 +104,21 @@ pub(in crate::api::consul) fn shape(key: &str, pair: &Pair) -> Value {
     shape
 }
 
-fn number(query: &Query, key: &str) -> Result<Option<u64>, Refused> {
+fn number(query: &Query, key: &str) -> Result<Option<u64>, ApiError> {
     let value = query.value(key).filter(|text| !text.is_empty());
-    let wrong = |text| Refused::bad(format!("Invalid query parameter: {key:?} must be an integer, got {text:?}"));
+    let wrong =
+        |text| ApiError::bad_request(format!("Invalid query parameter: {key:?} must be an integer, got {text:?}"));
     value.map(|text| text.parse().map_err(|_| wrong(text))).transpose()
 }
 
-fn only(query: &Query) -> Result<Only, Refused> {
+fn only(query: &Query) -> Result<Only, ApiError> {
     Ok(number(query, "cas")?.map_or(Only::Always, Only::IfIndex))
 }
 
-fn one_of(query: &Query, keys: &[&str]) -> Result<(), Refused> {
+fn one_of(query: &Query, keys: &[&str]) -> Result<(), ApiError> {
     let given: Vec<&str> = keys.iter().copied().filter(|key| query.has(key)).collect();
     if given.len() > 1 {
-        return Err(Refused::bad(format!("Conflicting flags: {}", given.join(", "))));
+        return Err(ApiError::bad_request(format!("Conflicting flags: {}", given.join(", "))));
     }
     Ok(())
 }
@@ -129,23 +130,23 @@ pub(in crate::api::consul) async fn put(
     key: &str,
     query: &Query,
     value: &[u8],
-) -> Result<Answered, Refused> {
+) -> Result<Reply, ApiError> {
     if key.is_empty() {
-        return Err(Refused::bad("Missing key name"));
+        return Err(ApiError::bad_request("Missing key name"));
     }
     one_of(query, &["cas", "acquire", "release"])?;
     caller.write_keys(key)?;
     if value.len() > MAX_VALUE {
         let text = format!("Request body({} bytes) too large, max size: {MAX_VALUE} bytes.", value.len());
-        return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, text));
+        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text));
     }
-    let (mesh, namespace, flags) = (&consul.mesh, &caller.namespace, number(query, "flags")?.unwrap_or(0));
+    let (mesh, writer, flags) = (&consul.mesh, caller.writer(), number(query, "flags")?.unwrap_or(0));
     let done = match (query.value("acquire"), query.value("release")) {
-        (Some(session), _) => mesh.lock_pair(namespace, key, value, flags, session).await,
-        (_, Some(session)) => mesh.unlock_pair(namespace, key, value, flags, session).await,
-        (None, None) => mesh.put_pair(namespace, key, value, flags, only(query)?).await,
+        (Some(session), _) => mesh.lock_pair(writer, key, value, flags, session).await,
+        (_, Some(session)) => mesh.unlock_pair(writer, key, value, flags, session).await,
+        (None, None) => mesh.put_pair(writer, key, value, flags, only(query)?).await,
     };
-    Ok(answer::json(&json!(done.map_err(refused)?), query))
+    Ok(reply::json(&json!(done.map_err(api_error)?), query))
 }
 
 /// `DELETE kv/:key`
@@ -154,19 +155,19 @@ pub(in crate::api::consul) async fn delete(
     caller: &Caller,
     key: &str,
     query: &Query,
-) -> Result<Answered, Refused> {
+) -> Result<Reply, ApiError> {
     one_of(query, &["cas", "recurse"])?;
     caller.write_keys(key)?;
     let (mesh, namespace) = (&consul.mesh, &caller.namespace);
     if query.has("recurse") {
         mesh.delete_pairs(namespace, key).await.map_err(interrupted)?;
-        return Ok(answer::json(&json!(true), query));
+        return Ok(reply::json(&json!(true), query));
     }
     if key.is_empty() {
-        return Err(Refused::bad("Missing key name"));
+        return Err(ApiError::bad_request("Missing key name"));
     }
-    let done = mesh.delete_pair(namespace, key, only(query)?).await.map_err(refused)?;
-    Ok(answer::json(&json!(done), query))
+    let done = mesh.delete_pair(namespace, key, only(query)?).await.map_err(api_error)?;
+    Ok(reply::json(&json!(done), query))
 }
 
 #[cfg(test)]

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use http::StatusCode;
 use serde_json::{Value, json};
-use weft_agent::answer::{self, Answered};
-use weft_agent::decode::{Fields, go_duration};
-use weft_agent::query::Query;
-use weft_agent::refused::Refused;
 use weft_proto::v1::StoredSession;
+use weft_registry_api::decode::{Fields, go_duration};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
-use crate::api::consul::{Caller, Consul, Rights, refused, select};
+use crate::api::consul::{Caller, Consul, Rights, api_error, select};
 use crate::state::locks::{SERF_HEALTH, Session, Sessions};
 
 /// Bounds of a session's time to live, and of its lock delay: Consul's.
@@ -34,9 +34,9 @@ pub(in crate::api::consul) async fn read(
     caller: &Caller,
     wanted: SessionFilter<'_>,
     query: &Query,
-) -> Result<Answered, Refused> {
+) -> Result<Reply, ApiError> {
     select::in_scope(consul, query)?;
-    if let Some((seen, wait)) = query.block().map_err(Refused::bad)? {
+    if let Some((seen, wait)) = query.block().map_err(ApiError::bad_request)? {
         consul.mesh.wait_for_sessions(seen, wait).await;
     }
     let is_wanted = |id: &str, session: &Session| match wanted {
@@ -49,7 +49,7 @@ pub(in crate::api::consul) async fn read(
         let found = visible.filter(|(id, session)| is_wanted(id, session));
         (found.map(|(id, session)| shape(id, session)).collect::<Vec<Value>>(), all.index())
     });
-    Ok(answer::indexed(&Value::Array(answer::filtered(list.into_iter(), query)?), index, query))
+    Ok(reply::indexed(&Value::Array(reply::filtered(list.into_iter(), query)?), index, query))
 }
 
 fn shape(id: &str, Session { stored, create_index, modify_index, .. }: &Session) -> Value {
@@ -74,15 +74,15 @@ pub(in crate::api::consul) async fn create(
     caller: &Caller,
     query: &Query,
     body: &[u8],
-) -> Result<Answered, Refused> {
+) -> Result<Reply, ApiError> {
     caller.write_sessions("")?;
     let own = consul.mesh.read_nodes(|nodes| caller.node(nodes).map(|(name, _)| name.to_owned()));
-    let stored = requested(body, own.unwrap_or_default()).map_err(Refused::bad)?;
+    let stored = requested(body, own.unwrap_or_default()).map_err(ApiError::bad_request)?;
     if stored.node.is_empty() {
-        return Err(Refused::bad("Must provide Node: this program has no sidecar, and no node of its own"));
+        return Err(ApiError::bad_request("Must provide Node: this program has no sidecar, and no node of its own"));
     }
-    let id = consul.mesh.create_session(&caller.namespace, stored).await.map_err(refused)?;
-    Ok(answer::json(&json!({ "ID": id }), query))
+    let id = consul.mesh.create_session(caller.writer(), stored).await.map_err(api_error)?;
+    Ok(reply::json(&json!({ "ID": id }), query))
 }
 
 /// The session that a body describes.
@@ -125,7 +125,7 @@ fn requested(body: &[u8], own_node: String) -> Result<StoredSession, String> {
         lock_delay_ms: milliseconds(lock_delay.min(MAX_LOCK_DELAY)),
         delete,
         ttl_ms: milliseconds(ttl),
-        lease: 0,
+        ..StoredSession::default()
     })
 }
 
@@ -139,15 +139,15 @@ pub(in crate::api::consul) async fn destroy(
     caller: &Caller,
     id: &str,
     query: &Query,
-) -> Result<Answered, Refused> {
+) -> Result<Reply, ApiError> {
     may_end(consul, caller, id)?;
-    consul.mesh.destroy_session(&caller.namespace, id).await.map_err(refused)?;
-    Ok(answer::json(&json!(true), query))
+    consul.mesh.destroy_session(&caller.namespace, id).await.map_err(api_error)?;
+    Ok(reply::json(&json!(true), query))
 }
 
 /// The end of a session releases, or deletes, the keys that it holds: a caller without the right to write them may not
 /// end it.
-fn may_end(consul: &Consul, caller: &Caller, id: &str) -> Result<(), Refused> {
+fn may_end(consul: &Consul, caller: &Caller, id: &str) -> Result<(), ApiError> {
     caller.write_sessions(id)?;
     if matches!(caller.rights, Rights::All) {
         return Ok(());
@@ -164,15 +164,15 @@ pub(in crate::api::consul) async fn renew(
     caller: &Caller,
     id: &str,
     query: &Query,
-) -> Result<Answered, Refused> {
+) -> Result<Reply, ApiError> {
     caller.write_sessions(id)?;
-    let unknown = || Refused::new(StatusCode::NOT_FOUND, format!("Session id '{id}' not found"));
-    if !consul.mesh.renew_session(&caller.namespace, id).await.map_err(refused)? {
+    let unknown = || ApiError::new(StatusCode::NOT_FOUND, format!("Session id '{id}' not found"));
+    if !consul.mesh.renew_session(&caller.namespace, id).await.map_err(api_error)? {
         return Err(unknown());
     }
     let shown = |all: &Sessions| all.get(&caller.namespace, id).map(|session| shape(id, session));
     let shown = consul.mesh.read_sessions(shown).ok_or_else(unknown)?;
-    Ok(answer::json(&json!([shown]), query))
+    Ok(reply::json(&json!([shown]), query))
 }
 
 #[cfg(test)]

@@ -4,13 +4,13 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
 use serde_json::{Value, json};
-use weft_agent::answer::{self, Answered};
-use weft_agent::decode::Fields;
-use weft_agent::query::Query;
-use weft_agent::refused::Refused;
+use weft_registry_api::decode::Fields;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use crate::api::consul::select::{self, Row, rows};
-use crate::api::consul::{Caller, Consul, catalog, pairs, refused, shapes};
+use crate::api::consul::{Caller, Consul, api_error, catalog, pairs, shapes};
 use crate::registry::external;
 use crate::state::catalog::{Entry, Removal};
 use crate::state::txn::{PairOp, PairResult, Put, Transaction, Verb};
@@ -39,19 +39,20 @@ pub(in crate::api::consul) async fn transact(
     caller: &Caller,
     query: &Query,
     body: &[u8],
-) -> Result<Answered, Refused> {
+) -> Result<Reply, ApiError> {
     let ops: Vec<Value> =
-        serde_json::from_slice(body).map_err(|e| Refused::bad(format!("Failed to parse body: {e}")))?;
+        serde_json::from_slice(body).map_err(|e| ApiError::bad_request(format!("Failed to parse body: {e}")))?;
     if ops.len() > MAX_OPS {
         let text = format!("Transaction contains too many operations ({} > {MAX_OPS})", ops.len());
-        return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, text));
+        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text));
     }
     let mut operations = Operations::default();
     for (number, op) in ops.into_iter().enumerate() {
-        add(&mut operations, number, op, caller).map_err(|e| Refused::bad(format!("operation {number}: {e}")))?;
+        add(&mut operations, number, op, caller)
+            .map_err(|e| ApiError::bad_request(format!("operation {number}: {e}")))?;
     }
     permitted(consul, caller, &operations.transaction)?;
-    let done = consul.mesh.transact(&caller.namespace, &operations.transaction).await.map_err(refused)?;
+    let done = consul.mesh.transact(caller.writer(), &operations.transaction).await.map_err(api_error)?;
     let mut results = match done {
         Ok(found) => found.into_iter().map(|(number, found)| (number, of_pair(&found))).collect::<Vec<_>>(),
         Err(failed) => return Ok(conflict(failed, query)),
@@ -68,14 +69,14 @@ pub(in crate::api::consul) async fn transact(
     }
     results.sort_by_key(|(number, _)| *number);
     let results: Vec<Value> = results.into_iter().map(|(_, value)| value).collect();
-    Ok(answer::json(&json!({ "Results": results, "Errors": null }), query))
+    Ok(reply::json(&json!({ "Results": results, "Errors": null }), query))
 }
 
-fn conflict(failed: Vec<(usize, String)>, query: &Query) -> Answered {
+fn conflict(failed: Vec<(usize, String)>, query: &Query) -> Reply {
     let errors = failed.into_iter().map(|(number, what)| json!({ "OpIndex": number, "What": what }));
-    let mut answered = answer::json(&json!({ "Results": null, "Errors": errors.collect::<Vec<_>>() }), query);
-    *answered.status_mut() = StatusCode::CONFLICT;
-    answered
+    let mut reply = reply::json(&json!({ "Results": null, "Errors": errors.collect::<Vec<_>>() }), query);
+    *reply.status_mut() = StatusCode::CONFLICT;
+    reply
 }
 
 fn of_pair(PairResult { key, pair, read, .. }: &PairResult) -> Value {
@@ -196,7 +197,7 @@ fn pair_op(fields: &mut Fields) -> Result<PairOp, String> {
 
 /// # Errors
 /// If the caller may not do one of them.
-fn permitted(consul: &Consul, caller: &Caller, transaction: &Transaction) -> Result<(), Refused> {
+fn permitted(consul: &Consul, caller: &Caller, transaction: &Transaction) -> Result<(), ApiError> {
     for (_, PairOp { key, verb }) in &transaction.pairs {
         match verb {
             // A tree is read only if all of it may be read: a part of it would look complete.

@@ -3,7 +3,7 @@
 
 use regex::{Regex, RegexBuilder};
 use serde_json::{Value, json};
-use weft_agent::decode::Fields;
+use weft_registry_api::decode::Fields;
 
 /// The only type.
 const PREFIX: &str = "name_prefix_match";

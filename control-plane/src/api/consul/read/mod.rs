@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use serde_json::{Value, json};
-use weft_agent::answer::{self, Answered, filtered};
-use weft_agent::filter::Filter;
-use weft_agent::query::Query;
-use weft_agent::refused::Refused;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::filter::Filter;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply, filtered};
 
 use super::block::block;
 use super::route::Endpoint;
@@ -30,7 +30,7 @@ pub(super) async fn read(
     caller: &Caller,
     endpoint: Endpoint,
     query: &Query,
-) -> Result<Answered, Refused> {
+) -> Result<Reply, ApiError> {
     let reader = Reader { consul, caller, query };
     let (body, index) = match endpoint {
         Endpoint::HealthService(service) => reader.health_service(&service, Wanting::All).await?,
@@ -47,17 +47,17 @@ pub(super) async fn read(
         Endpoint::CoordinateNodes => reader.coordinate_nodes().await?,
         Endpoint::CoordinateNode(node) => reader.coordinate_node(&node).await?,
         Endpoint::CoordinateDatacenters => {
-            return Ok(answer::json(&coordinates::datacenters(consul.federation.datacenters()), query));
+            return Ok(reply::json(&coordinates::datacenters(consul.federation.datacenters()), query));
         }
-        Endpoint::Intentions => return Ok(answer::indexed(&json!([]), 1, query)),
+        Endpoint::Intentions => return Ok(reply::indexed(&json!([]), 1, query)),
         Endpoint::IntentionsMatch => return authorize::matching(query),
         Endpoint::IntentionsCheck => return authorize::check(query),
-        Endpoint::IntentionExact => return Err(Refused::new(StatusCode::NOT_FOUND, "Intention not found")),
+        Endpoint::IntentionExact => return Err(ApiError::new(StatusCode::NOT_FOUND, "Intention not found")),
         Endpoint::ConfigEntries(kind) => return config::read(consul, caller, &kind, None, query).await,
         Endpoint::ConfigEntry(kind, name) => return config::read(consul, caller, &kind, Some(&name), query).await,
-        Endpoint::CatalogDatacenters => return Ok(answer::json(&json!(consul.federation.datacenters()), query)),
-        Endpoint::StatusLeader => return Ok(answer::json(&json!(leader(consul, caller)), query)),
-        Endpoint::StatusPeers => return Ok(answer::json(&json!([leader(consul, caller)]), query)),
+        Endpoint::CatalogDatacenters => return Ok(reply::json(&json!(consul.federation.datacenters()), query)),
+        Endpoint::StatusLeader => return Ok(reply::json(&json!(leader(consul, caller)), query)),
+        Endpoint::StatusPeers => return Ok(reply::json(&json!([leader(consul, caller)]), query)),
         Endpoint::Queries => return queries::list(consul, caller, query).await,
         Endpoint::Query(id) => return queries::read(consul, caller, &id, query).await,
         Endpoint::QueryExecute(id) => return queries::execute(consul, caller, &id, query).await,
@@ -78,17 +78,17 @@ pub(super) async fn read(
         | Endpoint::EventFire(_)
         | Endpoint::Config
         | Endpoint::CatalogDeregister => {
-            return Err(Refused::bad("not a read endpoint"));
+            return Err(ApiError::bad_request("not a read endpoint"));
         }
     };
-    Ok(answer::indexed(&body, index, query))
+    Ok(reply::indexed(&body, index, query))
 }
 
 /// The address of this control plane for the caller.
 fn leader(consul: &Consul, caller: &Caller) -> String {
     let mut address = consul.address;
     if address.ip().is_unspecified()
-        && let Some(ip) = weft_agent::checks::target::source_towards((caller.address, address.port()).into())
+        && let Some(ip) = weft_listen::address::source_towards((caller.address, address.port()).into())
     {
         address.set_ip(ip);
     }
@@ -96,7 +96,7 @@ fn leader(consul: &Consul, caller: &Caller) -> String {
 }
 
 /// An answer's body and its index.
-type Indexed = Result<(Value, u64), Refused>;
+type Indexed = Result<(Value, u64), ApiError>;
 
 /// The selected instances of a service.
 #[derive(Clone, Copy)]
@@ -120,7 +120,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     async fn health_service(&self, service: &str, wanting: Wanting) -> Indexed {
-        let passing = self.query.passing().map_err(Refused::bad)?;
+        let passing = self.query.passing().map_err(ApiError::bad_request)?;
         let (rows, index) = self.of_service(service).await?;
         let serves = |row: &&Row| !passing || row.checks().all(|check| check.status == "passing");
         let rows = rows.iter().filter(|row| wanting.has(row)).filter(serves);
@@ -147,7 +147,7 @@ impl Reader<'_> {
     async fn health_state(&self, state: &str) -> Indexed {
         if !["any", "passing", "warning", "critical", "unknown"].contains(&state) {
             let text = format!("Invalid check state: {state:?} is not one of any, passing, warning, critical, unknown");
-            return Err(Refused::bad(text));
+            return Err(ApiError::bad_request(text));
         }
         let (instances, index) = self.all().await?;
         let rows = rows(self.consul, self.caller, instances, self.query);
@@ -172,7 +172,7 @@ impl Reader<'_> {
         let rows = rows(self.consul, self.caller, instances, self.query);
         for row in &rows {
             let wanted = filter.as_ref().map_or(Ok(true), |filter| filter.wants(&shapes::catalog_item(row)));
-            if wanted.map_err(Refused::bad)? {
+            if wanted.map_err(ApiError::bad_request)? {
                 let of_service = tags.entry(&row.instance.service).or_default();
                 of_service.extend(row.instance.tags.iter().map(String::as_str));
             }
@@ -191,7 +191,7 @@ impl Reader<'_> {
     async fn catalog_node(&self, name: &str) -> Indexed {
         let (rows, index) = self.of_node(name).await?;
         let Some(node) = select::node(self.consul, self.caller, name) else { return Ok((Value::Null, index)) };
-        let services = answer::by(filtered(rows.iter().map(shapes::service), self.query)?, "ID");
+        let services = reply::by(filtered(rows.iter().map(shapes::service), self.query)?, "ID");
         Ok((json!({ "Node": shapes::node(&node), "Services": services }), index))
     }
 
@@ -217,11 +217,11 @@ impl Reader<'_> {
         let index = self.consul.mesh.read(World::nodes_index);
         match select::node(self.consul, self.caller, name) {
             Some(node) => Ok((json!([coordinates::of(&node.name)]), index)),
-            None => Err(Refused::new(StatusCode::NOT_FOUND, "")),
+            None => Err(ApiError::new(StatusCode::NOT_FOUND, "")),
         }
     }
 
-    async fn of_service(&self, service: &str) -> Result<(Vec<Row>, u64), Refused> {
+    async fn of_service(&self, service: &str) -> Result<(Vec<Row>, u64), ApiError> {
         let index_of = |world: &World| self.caller.service_index(world, service);
         let topics = [self.caller.namespace.as_str(), "default"].map(|ns| Topic::Service(fqdn(service, ns)));
         self.wait(&topics, index_of).await?;
@@ -230,7 +230,7 @@ impl Reader<'_> {
         Ok((rows(self.consul, self.caller, instances, self.query), index))
     }
 
-    async fn of_node(&self, node: &str) -> Result<(Vec<Row>, u64), Refused> {
+    async fn of_node(&self, node: &str) -> Result<(Vec<Row>, u64), ApiError> {
         self.wait(&[Topic::Catalog, Topic::Nodes], World::catalog_index).await?;
         let read = |world: &World| (self.caller.instances_of_node(world, node), world.catalog_index());
         let (instances, index) = self.consul.mesh.read(read);
@@ -238,12 +238,12 @@ impl Reader<'_> {
     }
 
     /// Waits if the query is a blocking one; the requested data must be in this data centre.
-    async fn wait(&self, topics: &[Topic], index_of: impl Fn(&World) -> u64) -> Result<(), Refused> {
+    async fn wait(&self, topics: &[Topic], index_of: impl Fn(&World) -> u64) -> Result<(), ApiError> {
         select::in_scope(self.consul, self.query)?;
         block(&self.consul.mesh, self.query, topics, index_of).await
     }
 
-    async fn all(&self) -> Result<(Vec<Arc<Instance>>, u64), Refused> {
+    async fn all(&self) -> Result<(Vec<Arc<Instance>>, u64), ApiError> {
         self.wait(&[Topic::Catalog, Topic::Nodes], World::catalog_index).await?;
         Ok(self.consul.mesh.read(|world| (self.caller.instances(world), world.catalog_index())))
     }

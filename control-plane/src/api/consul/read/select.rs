@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::StatusCode;
-use weft_agent::query::Query;
-use weft_agent::refused::Refused;
 use weft_proto::v1::Check;
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
 
 use crate::api::consul::{Caller, Consul, near};
 use crate::state::{Node, Nodes};
@@ -48,22 +48,22 @@ impl Row {
 }
 
 /// Refuses unsupported parameters that would change the answer: an answer without them would be wrong.
-pub(in crate::api::consul) fn in_scope(consul: &Consul, query: &Query) -> Result<(), Refused> {
+pub(in crate::api::consul) fn in_scope(consul: &Consul, query: &Query) -> Result<(), ApiError> {
     // Requests for another data centre were forwarded already; see `forward`.
     if crate::api::consul::forward::datacenter(consul, query).is_some() {
         let text =
             "in another data centre only the catalog and health can be read: ask a sidecar or control plane there";
-        return Err(Refused::new(StatusCode::NOT_IMPLEMENTED, text));
+        return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, text));
     }
     for key in ["peer", "sg"] {
         if query.value(key).is_some_and(|value| !value.is_empty()) {
-            return Err(Refused::bad(format!("the query parameter {key:?} is not supported yet")));
+            return Err(ApiError::bad_request(format!("the query parameter {key:?} is not supported yet")));
         }
     }
     for key in ["ns", "partition"] {
         if query.value(key).is_some_and(|value| !value.is_empty() && value != "default") {
             let text = format!("Invalid query parameter: {key:?} - the token decides the namespace that is read");
-            return Err(Refused::bad(text));
+            return Err(ApiError::bad_request(text));
         }
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! The JSON of the catalog and of health, with every field that one of Consul's clients reads; lists are never null.
 
 use serde_json::{Map, Value, json};
-use weft_agent::shapes::{check, node_id, tagged_addresses};
 use weft_proto::v1::Check;
+use weft_registry_api::shapes::{check, node_id, tagged_addresses};
 
 use crate::api::consul::select::{NodeView, Row};
 use weft_world::Instance;

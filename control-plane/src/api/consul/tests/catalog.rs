@@ -21,8 +21,8 @@ pub(super) fn by_token(services: &[&str]) -> Caller {
 async fn put(fixture: &Fixture, what: &str, caller: &Caller, body: &str) -> (u16, String) {
     let uri = format!("/v1/catalog/{what}");
     let request = Request::builder().method("PUT").uri(uri).body(Bytes::from(body.to_owned())).unwrap();
-    let answered = answer(&fixture.consul, caller, request).await;
-    (answered.status().as_u16(), String::from_utf8_lossy(answered.body()).trim().to_owned())
+    let reply = answer(&fixture.consul, caller, request).await;
+    (reply.status().as_u16(), String::from_utf8_lossy(reply.body()).trim().to_owned())
 }
 
 const DONE: (u16, &str) = (200, "true");
@@ -127,10 +127,8 @@ async fn writes_to_nodes_of_others_are_refused() {
     assert!(put(&fixture, "register", &shop, DB).await.1.contains("in use in another namespace"));
     let closed = Consul { allow_external: false, ..fixture.consul };
     let request = Request::builder().method("PUT").uri("/v1/catalog/register").body(Bytes::from(DB)).unwrap();
-    let answered = answer(&closed, &db, request).await;
-    assert!(
-        answered.status() == 403 && answered.body().starts_with(b"Permission denied: this control plane accepts no")
-    );
+    let reply = answer(&closed, &db, request).await;
+    assert!(reply.status() == 403 && reply.body().starts_with(b"Permission denied: this control plane accepts no"));
 }
 
 #[tokio::test]
@@ -194,9 +192,9 @@ async fn contradictory_consistency_flags_are_refused() {
     let fixture = fixture().await;
     for path in ["health/service/order", "catalog/nodes", "kv/a", "session/list", "status/leader", "connect/ca/roots"] {
         let uri = format!("/v1/{path}?stale&consistent");
-        let answered = fixture.ask("GET", &uri, &caller("default", 1)).await;
-        assert_eq!(answered.status(), 400, "{uri}");
-        assert!(answered.body().starts_with(b"Cannot specify ?stale with ?consistent"), "{uri}");
+        let reply = fixture.ask("GET", &uri, &caller("default", 1)).await;
+        assert_eq!(reply.status(), 400, "{uri}");
+        assert!(reply.body().starts_with(b"Cannot specify ?stale with ?consistent"), "{uri}");
     }
     assert_eq!(fixture.ask("PUT", "/v1/kv/a?stale&consistent", &caller("default", 1)).await.status(), 200);
 }

@@ -13,13 +13,13 @@ async fn put(fixture: &Fixture, entry: &Value) -> (u16, String) {
 
 async fn send(fixture: &Fixture, caller: &Caller, method: &str, uri: &str, body: &Value) -> (u16, String) {
     let request = Request::builder().method(method).uri(uri).body(Bytes::from(body.to_string())).unwrap();
-    let answered = answer(&fixture.consul, caller, request).await;
-    (answered.status().as_u16(), String::from_utf8_lossy(answered.body()).into_owned())
+    let reply = answer(&fixture.consul, caller, request).await;
+    (reply.status().as_u16(), String::from_utf8_lossy(reply.body()).into_owned())
 }
 
 /// The text of the one policy of a kind.
 fn policy(fixture: &Fixture, kind: &str) -> Option<Value> {
-    let (_, api) = fixture.consul.mesh.policies();
+    let api = fixture.consul.mesh.policies().api;
     let found = api.iter().find(|document| document.kind().name() == kind)?;
     Some(serde_json::from_str(&found.yaml).unwrap())
 }
@@ -103,7 +103,7 @@ async fn entries_become_a_virtual_service_and_a_destination_rule() {
     let http = policy(&fixture, "VirtualService").unwrap()["spec"]["http"].clone();
     assert_eq!(http, json!([{ "timeout": "9s", "route": [{ "destination": { "host": "web", "subset": "v2" } }] }]));
     assert_eq!(send(&fixture, &web, "DELETE", "/v1/config/service-resolver/web", &Value::Null).await.0, 200);
-    assert!(fixture.consul.mesh.policies().1.is_empty());
+    assert!(fixture.consul.mesh.policies().api.is_empty());
 }
 
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn unsupported_fields_of_config_entries_are_refused() {
     let back = json!({ "Kind": "service-splitter", "Name": "api", "Splits": [{ "Weight": 100, "Service": "web" }] });
     assert!(put(&fixture, &back).await.1.contains("is evaluated once"));
     // Only the written entries exist, and a token is required to write one.
-    assert_eq!(fixture.consul.mesh.policies().1.len(), 2);
+    assert_eq!(fixture.consul.mesh.policies().api.len(), 2);
     let (status, text) = send(&fixture, &caller("default", 1), "PUT", "/v1/config", &api).await;
     assert!(status == 403 && text.contains("without a token"), "{text}");
     for (cas, done) in [("1", "false"), ("0", "false")] {

@@ -35,8 +35,8 @@ async fn members_of_the_mesh_are_authorized() {
     let fixture = fixture().await;
     let ask = async |body: &str| {
         let request = Request::post("/v1/agent/connect/authorize").body(Bytes::from(body.to_owned())).unwrap();
-        let answered = answer(&fixture.consul, &caller("default", 1), request).await;
-        (answered.status().as_u16(), String::from_utf8_lossy(answered.body()).into_owned())
+        let reply = answer(&fixture.consul, &caller("default", 1), request).await;
+        (reply.status().as_u16(), String::from_utf8_lossy(reply.body()).into_owned())
     };
     for (body, status, words) in [
         (

@@ -98,15 +98,15 @@ fn caller(namespace: &str, number: u8) -> Caller {
 }
 
 impl Fixture {
-    async fn ask(&self, method: &str, uri: &str, caller: &Caller) -> Answered {
+    async fn ask(&self, method: &str, uri: &str, caller: &Caller) -> Reply {
         let request = Request::builder().method(method).uri(uri).body(Bytes::new()).unwrap();
         answer(&self.consul, caller, request).await
     }
 
     async fn get_as(&self, uri: &str, caller: &Caller) -> Value {
-        let answered = self.ask("GET", uri, caller).await;
-        assert_eq!(answered.status(), 200, "{uri}: {:?}", answered.body());
-        serde_json::from_slice(answered.body()).unwrap()
+        let reply = self.ask("GET", uri, caller).await;
+        assert_eq!(reply.status(), 200, "{uri}: {:?}", reply.body());
+        serde_json::from_slice(reply.body()).unwrap()
     }
 
     async fn get(&self, uri: &str) -> Value {
@@ -125,8 +125,8 @@ impl Fixture {
     }
 }
 
-fn index(answered: &Answered) -> u64 {
-    answered.headers()["x-consul-index"].to_str().unwrap().parse().unwrap()
+fn index(reply: &Reply) -> u64 {
+    reply.headers()["x-consul-index"].to_str().unwrap().parse().unwrap()
 }
 
 #[tokio::test]
@@ -172,9 +172,9 @@ async fn health_and_catalog_have_consuls_shape() {
         ("/v1/catalog/service/absent", "[]"),
         ("/v1/catalog/node/absent", "null"),
     ] {
-        let answered = fixture.ask("GET", uri, &caller("default", 1)).await;
-        assert_eq!((answered.status().as_u16(), &answered.body()[..]), (200, body.as_bytes()), "{uri}");
-        assert!(index(&answered) >= 1);
+        let reply = fixture.ask("GET", uri, &caller("default", 1)).await;
+        assert_eq!((reply.status().as_u16(), &reply.body()[..]), (200, body.as_bytes()), "{uri}");
+        assert!(index(&reply) >= 1);
     }
 }
 
@@ -283,21 +283,21 @@ async fn errors_are_consuls_and_have_an_index() {
         ("GET", "/v1/catalog/register", 405, "method GET not allowed"),
         ("POST", "/v1/catalog/services", 405, "method POST not allowed"),
     ] {
-        let answered = fixture.ask(method, uri, &caller("default", 1)).await;
-        assert_eq!(answered.status(), status, "{uri}");
-        let body = String::from_utf8_lossy(answered.body()).into_owned();
+        let reply = fixture.ask(method, uri, &caller("default", 1)).await;
+        assert_eq!(reply.status(), status, "{uri}");
+        let body = String::from_utf8_lossy(reply.body()).into_owned();
         assert!(body.contains(text), "{uri}: {body}");
-        assert!(method != "GET" || status == 405 || index(&answered) == 1, "{uri}");
-        assert!(status != 405 || method == "GET" || answered.headers()["allow"] == "OPTIONS,GET");
+        assert!(method != "GET" || status == 405 || index(&reply) == 1, "{uri}");
+        assert!(status != 405 || method == "GET" || reply.headers()["allow"] == "OPTIONS,GET");
     }
     let options = fixture.ask("OPTIONS", "/v1/catalog/nodes", &caller("default", 1)).await;
     assert_eq!((options.status().as_u16(), &options.headers()["allow"]), (200, &"OPTIONS,GET".parse().unwrap()));
-    let answered = fixture.ask("GET", "/v1/health/service/order?stale&pretty", &caller("default", 1)).await;
-    let header = |name: &str| answered.headers()[name].to_str().unwrap().to_owned();
+    let reply = fixture.ask("GET", "/v1/health/service/order?stale&pretty", &caller("default", 1)).await;
+    let header = |name: &str| reply.headers()[name].to_str().unwrap().to_owned();
     assert_eq!((header("x-consul-knownleader"), header("x-consul-lastcontact")), ("true".into(), "0".into()));
     assert_eq!(header("x-consul-effective-consistency"), "stale");
     assert_eq!(header("content-type"), "application/json");
-    assert!(answered.body().starts_with(b"[\n"), "pretty");
+    assert!(reply.body().starts_with(b"[\n"), "pretty");
 }
 
 #[tokio::test]
@@ -311,8 +311,8 @@ async fn a_blocking_query_wakes_for_its_service_only() {
         let (fixture, uri) = (fixture.clone(), format!("/v1/health/service/order?index={index}&wait={wait}"));
         tokio::spawn(async move { fixture.ask("GET", &uri, &caller("default", 1)).await })
     };
-    let answered = wait(seen, "10s").await.unwrap();
-    assert_eq!((index(&answered), start.elapsed().as_secs()), (seen, 10));
+    let reply = wait(seen, "10s").await.unwrap();
+    assert_eq!((index(&reply), start.elapsed().as_secs()), (seen, 10));
     assert_eq!(index(&wait(seen - 1, "10s").await.unwrap()), seen);
     assert_eq!(start.elapsed().as_secs(), 10, "an index from before a restart is answered at once");
 
@@ -325,11 +325,11 @@ async fn a_blocking_query_wakes_for_its_service_only() {
     }
     assert!(!waiting.is_finished(), "another service");
     fixture.register("n3", 3, service("order", "order-1", &["v1"], "passing")).await;
-    let answered = tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
-    assert!(index(&answered) > seen);
+    let reply = tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
+    assert!(index(&reply) > seen);
 
     // A removed service keeps its index.
-    let before = index(&answered);
+    let before = index(&reply);
     for (node, session) in [("n1", 1), ("n2", 2), ("n3", 3)] {
         fixture.consul.mesh.deregister(node, session, "order-1").await.unwrap();
     }
@@ -345,9 +345,9 @@ async fn pairs_and_locks_as_clients_use_them() {
         let request = Request::builder().method(method).uri(uri).body(Bytes::from(body)).unwrap();
         let (fixture, own) = (&fixture, &own);
         async move {
-            let answered = answer(&fixture.consul, own, request).await;
-            let status = answered.status().as_u16();
-            (status, String::from_utf8(answered.into_body().to_vec()).unwrap())
+            let reply = answer(&fixture.consul, own, request).await;
+            let status = reply.status().as_u16();
+            (status, String::from_utf8(reply.into_body().to_vec()).unwrap())
         }
     };
     let missing = fixture.ask("GET", "/v1/kv/app/a", &own).await;
@@ -426,7 +426,27 @@ async fn ten_thousand_waiters_are_not_woken_by_another_service() {
     assert!(waiting.iter().all(|one| !one.is_finished()));
     fixture.register("n3", 3, service("order", "order-1", &["v9"], "passing")).await;
     for one in waiting {
-        let answered = tokio::time::timeout(Duration::from_secs(60), one).await.unwrap().unwrap();
-        assert!(index(&answered) > seen);
+        let reply = tokio::time::timeout(Duration::from_secs(60), one).await.unwrap().unwrap();
+        assert!(index(&reply) > seen);
+    }
+}
+
+#[tokio::test]
+async fn writes_above_a_bound_are_413_and_counted() {
+    let fixture = fixture().await;
+    let long = "x".repeat(20_000);
+    for (number, (method, uri, body)) in [
+        ("PUT", "/v1/session/create", format!(r#"{{"Name": "{long}"}}"#)),
+        ("POST", "/v1/query", format!(r#"{{"Service": {{"Service": "order", "NodeMeta": {{"k": "{long}"}}}}}}"#)),
+        ("PUT", "/v1/kv/large", "x".repeat((512 << 10) + 1)),
+        ("PUT", &*format!("/v1/kv/{}", &long[..1100]), String::new()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let request = Request::builder().method(method).uri(uri).body(Bytes::from(body)).unwrap();
+        let reply = answer(&fixture.consul, &caller("default", 1), request).await;
+        assert_eq!(reply.status(), 413, "{method} {uri:.40}: {:?}", reply.body());
+        assert_eq!(fixture.consul.mesh.out_of_bounds.load(Ordering::Relaxed), number as u64 + 1);
     }
 }

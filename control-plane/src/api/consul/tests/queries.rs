@@ -8,9 +8,9 @@ use super::*;
 async fn send(fixture: &Fixture, caller: &Caller, method: &str, uri: &str, body: &Value) -> (u16, Value) {
     let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
     let request = Request::builder().method(method).uri(uri).body(body).unwrap();
-    let answered = answer(&fixture.consul, caller, request).await;
-    let parsed = serde_json::from_slice(answered.body());
-    (answered.status().as_u16(), parsed.unwrap_or_else(|_| String::from_utf8_lossy(answered.body()).into()))
+    let reply = answer(&fixture.consul, caller, request).await;
+    let parsed = serde_json::from_slice(reply.body());
+    (reply.status().as_u16(), parsed.unwrap_or_else(|_| String::from_utf8_lossy(reply.body()).into()))
 }
 
 #[tokio::test]
@@ -120,8 +120,8 @@ async fn events_are_filtered_by_node_and_service() {
     let (one, two) = (caller("default", 1), caller("default", 2));
     let fire = async |uri: &str, payload: &str| {
         let request = Request::put(uri).body(Bytes::from(payload.to_owned())).unwrap();
-        let answered = answer(&fixture.consul, &one, request).await;
-        (answered.status().as_u16(), String::from_utf8_lossy(answered.body()).into_owned())
+        let reply = answer(&fixture.consul, &one, request).await;
+        (reply.status().as_u16(), String::from_utf8_lossy(reply.body()).into_owned())
     };
     assert_eq!(fixture.get("/v1/event/list").await, json!([]));
     let (status, fired) = fire("/v1/event/fire/deploy", "x").await;
@@ -136,15 +136,15 @@ async fn events_are_filtered_by_node_and_service() {
     assert_eq!(names(&two, "/v1/event/list?name=restart").await, ["restart"]);
     assert_eq!(names(&caller("shop", 4), "/v1/event/list").await, [""; 0]);
     // A blocking read waits for the next.
-    let answered = fixture.ask("GET", "/v1/event/list", &one).await;
-    let uri = format!("/v1/event/list?index={}&wait=10s", index(&answered));
+    let reply = fixture.ask("GET", "/v1/event/list", &one).await;
+    let uri = format!("/v1/event/list?index={}&wait=10s", index(&reply));
     let mut waiting = std::pin::pin!(fixture.ask("GET", &uri, &one));
     assert!(
         tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err(),
         "there is no other event yet"
     );
     fire("/v1/event/fire/again", "").await;
-    assert_ne!(index(&waiting.await), index(&answered));
+    assert_ne!(index(&waiting.await), index(&reply));
     for (uri, payload, status, words) in [
         ("/v1/event/fire/a?node=(", "", 400, "Invalid node filter"),
         ("/v1/event/fire/a?tag=x", "", 400, "without service filter"),

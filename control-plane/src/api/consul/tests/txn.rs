@@ -7,9 +7,9 @@ use super::*;
 
 async fn txn(fixture: &Fixture, caller: &Caller, ops: Value) -> (u16, Value) {
     let request = Request::put("/v1/txn").body(Bytes::from(ops.to_string())).unwrap();
-    let answered = answer(&fixture.consul, caller, request).await;
-    let body = serde_json::from_slice(answered.body());
-    (answered.status().as_u16(), body.unwrap_or_else(|_| String::from_utf8_lossy(answered.body()).into()))
+    let reply = answer(&fixture.consul, caller, request).await;
+    let body = serde_json::from_slice(reply.body());
+    (reply.status().as_u16(), body.unwrap_or_else(|_| String::from_utf8_lossy(reply.body()).into()))
 }
 
 fn kv(verb: &str, key: &str, more: Value) -> Value {

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, HashMap};
 
-use weft_core::locality::Place;
+use weft_core::locality::Location;
 use weft_proto::v1::Health;
 
 use super::report::{Destination, Verdict};
@@ -278,8 +278,8 @@ fn callers_are_connected_workloads() {
     assert_eq!((front.namespace.as_str(), front.address), ("default", Some("10.0.0.9".parse().unwrap())));
     assert_eq!(front.labels.get("version").map(String::as_str), Some("v3"), "including labels of its registrations");
     // The locality is not an option of the proxy here.
-    let place = Place { locality: "eu/a".into(), labels: [("app".to_owned(), "front".to_owned())].into() };
-    assert_eq!(front.place, place);
+    let location = Location { locality: "eu/a".into(), labels: [("app".to_owned(), "front".to_owned())].into() };
+    assert_eq!(front.location, location);
     assert!(front.ejected.contains(&("front-1".to_owned(), "10.0.0.1:80".to_owned())));
     for (text, namespace) in
         [("pay.lab", "lab"), ("default/pay", "default"), ("pay-2", "lab"), ("front-1.default", "default")]

@@ -88,7 +88,7 @@ fn the_nearest_are_first_and_ejected_endpoints_left_out() {
     }
     let world = with(&rule("outlierDetection: {}"), &instances);
     let client = |locality: &str, ejected: &[&str]| Client {
-        place: Place { locality: locality.into(), ..Place::default() },
+        location: Location { locality: locality.into(), ..Location::default() },
         ejected: ejected.iter().map(|at| ("order.default.svc.cluster.local".to_owned(), (*at).to_owned())).collect(),
         ..Client::of("default")
     };

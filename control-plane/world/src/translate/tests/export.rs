@@ -121,8 +121,8 @@ fn database(namespace: &str, export: &str, address: &str, more: &str) -> String 
 fn addresses(world: &World, client_ns: &str, host: &str) -> Vec<String> {
     let client = Scope::of(client_ns);
     let Some((host, _)) = lookup(world, &client, host) else { return Vec::new() };
-    let told = world.definition(&client, &host.name).map(|host| super::super::endpoints(world, host));
-    told.into_iter().flat_map(|told| told.endpoints).map(|endpoint| endpoint.address).collect()
+    let definition = world.definition(&client, &host.name).map(|host| super::super::endpoints(world, host));
+    definition.into_iter().flat_map(|definition| definition.endpoints).map(|endpoint| endpoint.address).collect()
 }
 
 #[test]

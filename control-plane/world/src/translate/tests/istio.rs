@@ -113,14 +113,17 @@ fn service_entries_of_one_host_and_namespace_are_joined() {
     let ports: Vec<_> = found.ports.iter().map(|port| (port.number, port.name.as_str())).collect();
     assert_eq!(ports, [(80, "http"), (443, "tls")], "of one number the older is kept");
     assert_eq!(found.addresses, ["10.8.0.1"]);
-    let dialed = |number: u16| {
+    let endpoints_at = |number: u16| {
         let service = weft_core::compile::service(&found).unwrap();
         let configs = weft_core::compile::endpoints(&endpoints(&world, "a.example.com").unwrap()).unwrap();
         let cluster = service.cluster(service.port(number).unwrap().cluster).clone();
         let endpoints = weft_core::endpoint::for_cluster(&cluster, &configs, &[]);
         endpoints.iter().map(|endpoint| endpoint.key.to_string()).collect::<Vec<_>>()
     };
-    assert_eq!((dialed(80), dialed(443)), (vec!["10.9.0.1:80".to_owned()], vec!["10.9.0.2:443".to_owned()]));
+    assert_eq!(
+        (endpoints_at(80), endpoints_at(443)),
+        (vec!["10.9.0.1:80".to_owned()], vec!["10.9.0.2:443".to_owned()])
+    );
     let problems = |texts: &[String]| {
         let parsed = weft_policy::parse("f.yaml", &texts.concat());
         let all: Vec<&weft_policy::Document> = parsed.documents.iter().collect();

@@ -256,10 +256,10 @@ fn service_entries() {
         endpoints.iter().map(|e| (&*e.address, e.port, e.ports["tcp-db"], e.weight, &*e.locality)).collect();
     assert_eq!(got, [("1.2.3.4", 6000, 6000, 3, "r/z")]);
     assert_eq!(cluster(&db, "outbound|5432||db.example.com").target_port_name, "tcp-db");
-    for (asked, want) in
+    for (host, want) in
         [("10.9.0.1:5432", true), ("10.8.3.4:5432", true), ("1.2.3.4:6000", true), ("1.2.3.4:5432", false)]
     {
-        assert_eq!(resolve(&world, &Scope::of("default"), asked).as_deref() == Some("db.example.com"), want, "{asked}");
+        assert_eq!(resolve(&world, &Scope::of("default"), host).as_deref() == Some("db.example.com"), want, "{host}");
     }
 
     let (api, endpoints) = all("api.example.com");
@@ -478,9 +478,8 @@ fn hosts_that_requests_name_have_no_endpoints() {
     assert_eq!(resolve(&world, &client, "a.example.com").as_deref(), Some("*.example.com"));
     let service = service(&world, &client, "*.example.com").unwrap();
     assert_eq!(service.addresses, Vec::<String>::new());
-    let dialed: Vec<_> =
-        service.clusters.iter().map(|c| (c.dynamic_dns, c.target_port, &*c.target_port_name)).collect();
-    assert_eq!(dialed, [(true, 8080, ""), (true, 443, "")]);
+    let dials: Vec<_> = service.clusters.iter().map(|c| (c.dynamic_dns, c.target_port, &*c.target_port_name)).collect();
+    assert_eq!(dials, [(true, 8080, ""), (true, 443, "")]);
     assert!(!service.clusters[0].original_destination && service.clusters[0].tls() == Tls::Originate);
     assert_eq!(endpoints(&world, "*.example.com").unwrap().endpoints, []);
     let compiled = weft_core::compile::service(&service).unwrap();

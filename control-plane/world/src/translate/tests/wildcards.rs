@@ -18,7 +18,7 @@ fn a_partial_wildcard_covers_hosts_with_its_suffix() {
         + &entry("b", "*.example", "resolution: DYNAMIC_DNS")
         + &entry("c", "*.a-eu.example", "resolution: DYNAMIC_DNS");
     let world = world(&documents, &[]);
-    for (asked, want) in [
+    for (host, want) in [
         ("shop-eu.example", Some("*-eu.example")),
         ("b.shop-eu.example", Some("*-eu.example")),
         ("x.a-eu.example", Some("*.a-eu.example")),
@@ -26,7 +26,7 @@ fn a_partial_wildcard_covers_hosts_with_its_suffix() {
         ("eu.example", Some("*.example")),
         ("example", None),
     ] {
-        assert_eq!(resolve(&world, &client(), asked).as_deref(), want, "{asked}");
+        assert_eq!(resolve(&world, &client(), host).as_deref(), want, "{host}");
     }
 }
 
@@ -68,9 +68,9 @@ fn rules_and_routes_of_the_longest_wildcard() {
 fn routes_for_a_partial_wildcard_apply_to_hosts_without_a_definition() {
     let spec = "{hosts: ['*-old.example'], http: [{directResponse: {status: 410}}]}";
     let world = world(&doc("VirtualService", "v", "default", spec), &[]);
-    let named = |name: &str| resolve(&world, &client(), name);
-    assert_eq!(named("shop-old.example").as_deref(), Some("*-old.example"));
-    assert_eq!((named("old.example"), named("-old.example")), (None, None));
+    let host_of = |name: &str| resolve(&world, &client(), name);
+    assert_eq!(host_of("shop-old.example").as_deref(), Some("*-old.example"));
+    assert_eq!((host_of("old.example"), host_of("-old.example")), (None, None));
     // Private hosts of other namespaces are not offered to this client.
     let hidden = |namespace: &str| {
         let spec = "{hosts: [shop-old.example], exportTo: [.], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}";

@@ -41,12 +41,12 @@ pub(super) fn conflicts(world: &World) -> Vec<Finding<'_>> {
             pick(&document.namespace, &entry.labels, &|| document.reference());
         }
     }
-    let told = pairs.into_iter().map(|((namespace, first, _), (second, workload))| {
+    let texts = pairs.into_iter().map(|((namespace, first, _), (second, workload))| {
         let text = format!(
             "{workload} is also selected by Sidecar/{namespace}/{first}, which is older: this one does not \
              apply to it"
         );
         Finding::warning(second, "workloadSelector", Code::ConflictingSidecars, text)
     });
-    told.collect()
+    texts.collect()
 }

@@ -98,11 +98,11 @@ fn groups_are_added_changed_and_removed() {
     let own = member("vm");
     let mut world = world(ENTRY, &own);
     assert_eq!(joined(&world, &own).unwrap_err(), "there is no WorkloadGroup default/vms yet");
-    let told = "workload-group:default:vms";
+    let host = "workload-group:default:vms";
     let mut set = |spec: &str| {
         let policies = if spec.is_empty() { ENTRY.to_owned() } else { format!("{ENTRY}{}", group(spec)) };
         let changed = world.set_policies(documents(&policies), 0);
-        (changed.hosts.contains("legacy.test"), changed.hosts.contains(told), endpoints(&world).len())
+        (changed.hosts.contains("legacy.test"), changed.hosts.contains(host), endpoints(&world).len())
     };
     assert_eq!(set(VMS), (true, true, 1));
     assert_eq!(set(VMS), (false, false, 1));

@@ -18,8 +18,8 @@ fn percents(balancer: &Balancer, endpoints: &[Arc<Endpoint>]) -> Vec<i64> {
 }
 
 fn at_eu_a(cluster: &Cluster, endpoints: &[Arc<Endpoint>]) -> Balancer {
-    let place = Place { locality: "eu/a".into(), ..Place::default() };
-    Balancer::new(cluster, endpoints, Here { place: &place, now: crate::outlier::tests::now() }, None)
+    let location = Location { locality: "eu/a".into(), ..Location::default() };
+    Balancer::new(cluster, endpoints, Inputs { location: &location, now: crate::outlier::tests::now() }, None)
 }
 
 fn near(got: &[i64], want: &[i64]) -> bool {
@@ -131,7 +131,7 @@ fn a_new_endpoint_gets_a_reduced_share_during_warmup() {
         let cluster = Cluster { warmup: Some(warmup), ..cluster(kind.clone(), None) };
         let start = crate::outlier::tests::now();
         let at = |endpoints: &[Arc<Endpoint>], now| {
-            let balancer = Balancer::new(&cluster, endpoints, Here { place: &Place::default(), now }, None);
+            let balancer = Balancer::new(&cluster, endpoints, Inputs { location: &Location::default(), now }, None);
             (percents(&balancer, endpoints), balancer.is_warming())
         };
         let endpoints = spread(&cluster, &["", ""]);

@@ -96,8 +96,8 @@ impl Writer {
             let cluster = match previous {
                 Some(p) if *p.config == **config && same_endpoints(p, config, endpoints) => p.clone(),
                 _ => {
-                    let (place, previous) = (&self.directory.place, previous.map(AsRef::as_ref));
-                    Arc::new(ClusterView::new(config.clone(), endpoints, place, previous))
+                    let (location, previous) = (&self.directory.location, previous.map(AsRef::as_ref));
+                    Arc::new(ClusterView::new(config.clone(), endpoints, location, previous))
                 }
             };
             clusters.insert(config.name.clone(), cluster.clone());

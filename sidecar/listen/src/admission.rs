@@ -1,7 +1,7 @@
 //! Admission of TLS connections, from accept to the end of the handshake: an unauthenticated peer must not consume the
 //! resources of others.
 //!
-//! Connections without a ClientHello are held in [`crate::quiet`]. After its ClientHello a connection waits for a slot;
+//! Connections without a ClientHello are held in [`crate::idle`]. After its ClientHello a connection waits for a slot;
 //! one address can take half of the slots. Used by the control plane's listeners for sidecars, other data centres and
 //! programs.
 
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::quiet::Quiet;
+use crate::idle::IdleLimit;
 
 /// Time after which a connection without a ClientHello is closed.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ const SLOTS: (usize, usize) = (128, 256);
 
 /// Unauthenticated connections of the listeners.
 pub struct Admission {
-    quiet: Arc<Quiet>,
+    idle: Arc<IdleLimit>,
     state: Mutex<State>,
     slots: Arc<Semaphore>,
 }
@@ -53,7 +53,7 @@ struct OfAddress {
 
 impl Default for Admission {
     fn default() -> Admission {
-        Admission { quiet: Arc::default(), state: Mutex::default(), slots: Arc::new(Semaphore::new(SLOTS.1)) }
+        Admission { idle: Arc::default(), state: Mutex::default(), slots: Arc::new(Semaphore::new(SLOTS.1)) }
     }
 }
 
@@ -71,7 +71,7 @@ impl Admission {
         stream.set_nodelay(true)?;
         let reading = timeout(HELLO_TIMEOUT, LazyConfigAcceptor::new(Acceptor::default(), stream));
         let hello = self
-            .quiet
+            .idle
             .enter(from)
             .until(reading)
             .await

@@ -9,8 +9,8 @@ use std::str::CharIndices;
 use regex::Regex;
 use serde_json::Value;
 
+use crate::error::ApiError;
 use crate::query::Query;
-use crate::refused::Refused;
 
 /// Maximum length of an expression, in bytes.
 const MAX_LENGTH: usize = 8 * 1024;
@@ -49,9 +49,9 @@ impl Filter {
     ///
     /// # Errors
     /// If it is invalid.
-    pub fn of(query: &Query) -> Result<Option<Filter>, Refused> {
+    pub fn of(query: &Query) -> Result<Option<Filter>, ApiError> {
         let text = query.value("filter").filter(|text| !text.is_empty());
-        text.map(|text| Filter::parse(text).map_err(Refused::bad)).transpose()
+        text.map(|text| Filter::parse(text).map_err(ApiError::bad_request)).transpose()
     }
 
     /// Parses an expression.

@@ -3,8 +3,8 @@
 
 use http::{Method, StatusCode};
 
+use crate::error::ApiError;
 use crate::query::unescape;
-use crate::refused::Refused;
 
 /// An endpoint with its arguments. The name of the application precedes the instance's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,11 +57,11 @@ pub enum Missed {
     /// The path supports other methods: these, comma-separated.
     Method(&'static str),
     /// There is no such endpoint.
-    Refused(Refused),
+    NoEndpoint(ApiError),
 }
 
 /// Whether a path belongs to Eureka's API.
-pub fn is_ours(path: &str) -> bool {
+pub fn is_eureka_path(path: &str) -> bool {
     below(path).is_some()
 }
 
@@ -115,7 +115,7 @@ pub fn route(method: &Method, path: &str) -> Result<Endpoint, Missed> {
         ["svips", of @ ..] if !of.is_empty() => Read::SecureVip(id(of)),
         _ => {
             let text = format!("{path} of Eureka's API is not supported by this mesh");
-            return Err(Missed::Refused(Refused::new(StatusCode::NOT_IMPLEMENTED, text)));
+            return Err(Missed::NoEndpoint(ApiError::new(StatusCode::NOT_IMPLEMENTED, text)));
         }
     };
     if *method == Method::GET { Ok(Endpoint::Read(read)) } else { Err(Missed::Method("GET")) }
@@ -155,7 +155,7 @@ mod tests {
         ] {
             for path in [format!("/eureka/{path}"), format!("/eureka/v2/{path}"), format!("/eureka/{path}/")] {
                 let method = Method::from_bytes(method.as_bytes()).unwrap();
-                assert!(is_ours(&path));
+                assert!(is_eureka_path(&path));
                 assert_eq!(route(&method, &path), Ok(endpoint.clone()), "{method} {path}");
             }
         }
@@ -166,7 +166,7 @@ mod tests {
         for (path, is_eureka) in
             [("/eureka", true), ("/eureka/v2", true), ("/eurekas", false), ("/v1/agent/self", false)]
         {
-            assert_eq!(is_ours(path), is_eureka, "{path}");
+            assert_eq!(is_eureka_path(path), is_eureka, "{path}");
         }
         for (method, path, allowed) in [
             (Method::POST, "/eureka/apps", "GET"),
@@ -178,9 +178,9 @@ mod tests {
             assert_eq!(route(&method, path), Err(Missed::Method(allowed)), "{method} {path}");
         }
         for path in ["/eureka", "/eureka/peerreplication/batch", "/eureka/vips", "/eureka/v2/asg/a/status"] {
-            let Err(Missed::Refused(refused)) = route(&Method::GET, path) else { panic!("{path}") };
-            assert_eq!(refused.status, 501);
-            assert!(refused.text.starts_with(path), "{}", refused.text);
+            let Err(Missed::NoEndpoint(error)) = route(&Method::GET, path) else { panic!("{path}") };
+            assert_eq!(error.status, 501);
+            assert!(error.text.starts_with(path), "{}", error.text);
         }
     }
 }

@@ -4,8 +4,7 @@
 
 use http::{HeaderMap, Method, StatusCode, Uri, header};
 use weft_core::names::normalise;
-
-use crate::refused::Refused;
+use weft_registry_api::error::ApiError;
 
 /// Accepted host names of an API on loopback, besides addresses and `localhost`: a page cannot use an address as its
 /// domain.
@@ -21,7 +20,7 @@ impl Names {
     }
 
     /// The reason for refusing a request that may come from a page; `option`: the option that allows a name.
-    pub fn refuses(&self, method: &Method, uri: &Uri, headers: &HeaderMap, option: &str) -> Option<Refused> {
+    pub fn refuses(&self, method: &Method, uri: &Uri, headers: &HeaderMap, option: &str) -> Option<ApiError> {
         let authority = requested_authority(uri, headers);
         let host = normalise(authority);
         if !self.has(&host) {
@@ -30,11 +29,11 @@ impl Names {
                  requests for other names may come from a web page (DNS rebinding). If the name is intended, allow it with \
                  {option} {host}"
             );
-            return Some(Refused::new(StatusCode::MISDIRECTED_REQUEST, text));
+            return Some(ApiError::new(StatusCode::MISDIRECTED_REQUEST, text));
         }
         let reads = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
         (!reads && is_of_another_page(headers, authority))
-            .then(|| Refused::new(StatusCode::FORBIDDEN, "web pages of other origins may not write here"))
+            .then(|| ApiError::new(StatusCode::FORBIDDEN, "web pages of other origins may not write here"))
     }
 
     /// `host`: normalised.
@@ -78,7 +77,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let head = request.body(()).unwrap().into_parts().0;
-        names.refuses(&head.method, &head.uri, &head.headers, "--api-host").map(|refused| refused.status.as_u16())
+        names.refuses(&head.method, &head.uri, &head.headers, "--api-host").map(|error| error.status.as_u16())
     }
 
     #[test]

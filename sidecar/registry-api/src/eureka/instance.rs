@@ -5,7 +5,7 @@
 
 mod fields;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 use std::collections::BTreeMap;
 

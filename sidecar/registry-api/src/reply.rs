@@ -4,83 +4,83 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use serde_json::Value;
 
+use crate::error::ApiError;
 use crate::filter::Filter;
 use crate::query::Query;
-use crate::refused::Refused;
 
 /// An HTTP response of the API.
-pub type Answered = Response<Bytes>;
+pub type Reply = Response<Bytes>;
 
 /// The response to a write: status 200 without a body, which clients compare exactly.
-pub fn done() -> Answered {
+pub fn done() -> Reply {
     Response::new(Bytes::new())
 }
 
 /// A JSON response.
-pub fn json(body: &Value, query: &Query) -> Answered {
+pub fn json(body: &Value, query: &Query) -> Reply {
     let text = if query.has("pretty") { format!("{body:#}\n") } else { body.to_string() };
-    let mut answer = Response::new(text.into());
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    answer
+    let mut reply = Response::new(text.into());
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply
 }
 
 /// A JSON response with the headers of Consul's indexed reads.
-pub fn indexed(body: &Value, index: u64, query: &Query) -> Answered {
-    let mut answer = json(body, query);
-    index_headers(&mut answer, index, query);
-    answer
+pub fn indexed(body: &Value, index: u64, query: &Query) -> Reply {
+    let mut reply = json(body, query);
+    index_headers(&mut reply, index, query);
+    reply
 }
 
 /// Adds the headers of Consul's indexed reads.
-pub fn index_headers(answer: &mut Answered, index: u64, query: &Query) {
+pub fn index_headers(reply: &mut Reply, index: u64, query: &Query) {
     let consistency = match (query.has("stale"), query.has("consistent")) {
         (true, _) => "stale",
         (_, true) => "consistent",
         _ => "leader",
     };
     // One client treats 0 as an error.
-    set(answer, "x-consul-index", &index.max(1).to_string());
-    set(answer, "x-consul-knownleader", "true");
-    set(answer, "x-consul-lastcontact", "0");
-    set(answer, "x-consul-effective-consistency", consistency);
-    set(answer, "x-consul-default-acl-policy", "allow");
+    set(reply, "x-consul-index", &index.max(1).to_string());
+    set(reply, "x-consul-knownleader", "true");
+    set(reply, "x-consul-lastcontact", "0");
+    set(reply, "x-consul-effective-consistency", consistency);
+    set(reply, "x-consul-default-acl-policy", "allow");
 }
 
 /// An error as plain text. For a read it carries an index too: clients check the index before the status, and treat a
 /// missing one as a broken server.
-pub fn refusal(refused: &Refused, read: bool, query: &Query) -> Answered {
-    let mut answer = text(refused.text.clone());
-    *answer.status_mut() = refused.status;
+pub fn error(error: &ApiError, read: bool, query: &Query) -> Reply {
+    let mut reply = text(error.text.clone());
+    *reply.status_mut() = error.status;
     if read {
-        index_headers(&mut answer, 0, query);
+        index_headers(&mut reply, 0, query);
     }
-    answer
+    reply
 }
 
 /// A plain text response.
-pub fn text(text: impl Into<Bytes>) -> Answered {
-    let mut answer = Response::new(text.into());
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    answer
+pub fn text(text: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(text.into());
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    reply
 }
 
 /// The response for a method that an endpoint does not support, and for OPTIONS. `allowed`: its methods,
 /// comma-separated.
-pub fn wrong_method(method: &Method, allowed: &'static str) -> Answered {
-    let mut answer = if method == Method::OPTIONS {
+pub fn wrong_method(method: &Method, allowed: &'static str) -> Reply {
+    let mut reply = if method == Method::OPTIONS {
         done()
     } else {
         let text = format!("method {method} not allowed");
-        refusal(&Refused::new(StatusCode::METHOD_NOT_ALLOWED, text), false, &Query::default())
+        error(&ApiError::new(StatusCode::METHOD_NOT_ALLOWED, text), false, &Query::default())
     };
-    set(&mut answer, "allow", &format!("OPTIONS,{allowed}"));
-    answer
+    set(&mut reply, "allow", &format!("OPTIONS,{allowed}"));
+    reply
 }
 
 /// Sets a header, if the value is valid.
-pub fn set(answer: &mut Answered, name: &'static str, value: &str) {
+pub fn set(reply: &mut Reply, name: &'static str, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
-        answer.headers_mut().insert(HeaderName::from_static(name), value);
+        reply.headers_mut().insert(HeaderName::from_static(name), value);
     }
 }
 
@@ -88,11 +88,11 @@ pub fn set(answer: &mut Answered, name: &'static str, value: &str) {
 ///
 /// # Errors
 /// If the filter is invalid or does not fit the items.
-pub fn filtered(items: impl Iterator<Item = Value>, query: &Query) -> Result<Vec<Value>, Refused> {
+pub fn filtered(items: impl Iterator<Item = Value>, query: &Query) -> Result<Vec<Value>, ApiError> {
     let Some(filter) = Filter::of(query)? else { return Ok(items.collect()) };
     let wanted = items.filter_map(|item| match filter.wants(&item) {
         Ok(wanted) => wanted.then_some(Ok(item)),
-        Err(problem) => Some(Err(Refused::bad(problem))),
+        Err(problem) => Some(Err(ApiError::bad_request(problem))),
     });
     wanted.collect()
 }

@@ -2,9 +2,10 @@
 //! never null. The catalog's objects are the control plane's.
 
 use serde_json::{Map, Value, json};
+use weft_core::hex;
 use weft_proto::v1::{self, Instance};
 
-use crate::files::{hex, sha256};
+use aws_lc_rs::digest::{SHA256, digest};
 
 /// An item of `agent/services`.
 pub fn agent_service(instance: &Instance, datacenter: &str) -> Value {
@@ -102,5 +103,5 @@ pub fn node_id(name: &str) -> String {
 
 /// 32 hexadecimal digits of a digest of `bytes`.
 pub fn short_hash(bytes: &[u8]) -> String {
-    hex(&sha256(bytes)[..16])
+    hex::encode(&digest(&SHA256, bytes).as_ref()[..16])
 }

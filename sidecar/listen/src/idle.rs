@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use weft_core::first_bytes::FirstBytesWait;
 
+use crate::counts;
+
 /// Maximum idle connections of one source.
 const PER_SOURCE: usize = 512;
 /// Maximum idle connections of all sources.
@@ -26,7 +28,7 @@ pub fn source(from: IpAddr) -> IpAddr {
 }
 
 /// The idle connections of one or several listeners.
-pub struct Quiet(Mutex<State>);
+pub struct IdleLimit(Mutex<State>);
 
 struct State {
     waiting: FirstBytesWait<IpAddr>,
@@ -38,29 +40,29 @@ struct State {
 /// address.
 const TRAFFIC: (usize, usize) = (2048, 8192);
 
-impl Default for Quiet {
-    fn default() -> Quiet {
-        Quiet::new(PER_SOURCE, TOTAL)
+impl Default for IdleLimit {
+    fn default() -> IdleLimit {
+        IdleLimit::new(PER_SOURCE, TOTAL)
     }
 }
 
-impl Quiet {
+impl IdleLimit {
     /// Limits per source and in total; both must be at least 1.
-    pub fn new(per_source: usize, total: usize) -> Quiet {
-        Quiet(Mutex::new(State { waiting: FirstBytesWait::new(per_source, total), goes: HashMap::new() }))
+    pub fn new(per_source: usize, total: usize) -> IdleLimit {
+        IdleLimit(Mutex::new(State { waiting: FirstBytesWait::new(per_source, total), goes: HashMap::new() }))
     }
 
     /// Registers a new connection, which is idle at first.
-    pub fn enter(self: &Arc<Quiet>, from: IpAddr) -> Connection {
+    pub fn enter(self: &Arc<IdleLimit>, from: IpAddr) -> Connection {
         let connection =
-            Connection { quiet: self.clone(), source: source(from), number: Mutex::default(), goes: Arc::default() };
+            Connection { idle: self.clone(), source: source(from), number: Mutex::default(), goes: Arc::default() };
         connection.rest();
         connection
     }
 
     /// Limits for ports that serve traffic.
-    pub fn of_traffic() -> Quiet {
-        Quiet::new(TRAFFIC.0, TRAFFIC.1)
+    pub fn of_traffic() -> IdleLimit {
+        IdleLimit::new(TRAFFIC.0, TRAFFIC.1)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -70,7 +72,7 @@ impl Quiet {
 
 /// A connection, idle or not; counted as long as this is held.
 pub struct Connection {
-    quiet: Arc<Quiet>,
+    idle: Arc<IdleLimit>,
     source: IpAddr,
     /// Set while it is idle.
     number: Mutex<Option<u64>>,
@@ -84,10 +86,11 @@ impl Connection {
         if number.is_some() {
             return;
         }
-        let mut state = self.quiet.lock();
+        let mut state = self.idle.lock();
         let (own, other) = state.waiting.add(self.source);
         state.goes.insert(own, self.goes.clone());
         if let Some(other) = other.and_then(|other| state.goes.remove(&other)) {
+            counts::IDLE_CLOSED.increase();
             other.notify_one();
         }
         *number = Some(own);
@@ -96,7 +99,7 @@ impl Connection {
     /// Marks it as busy, so that it is not closed. A dismissal at the same moment still applies.
     pub fn work(&self) {
         if let Some(own) = self.number().take() {
-            let mut state = self.quiet.lock();
+            let mut state = self.idle.lock();
             state.waiting.remove(own);
             state.goes.remove(&own);
         }
@@ -135,8 +138,8 @@ mod tests {
 
     #[test]
     fn idle_connections_are_closed_for_new_ones_and_busy_ones_stay() {
-        let quiet = Arc::new(Quiet::new(2, 3));
-        let enter = |ip: &str| quiet.enter(ip.parse().unwrap());
+        let (idle, before) = (Arc::new(IdleLimit::new(2, 3)), counts::IDLE_CLOSED.value());
+        let enter = |ip: &str| idle.enter(ip.parse().unwrap());
         let goes = |connection: &Connection| connection.dismissed().now_or_never().is_some();
         let [first, second] = ["10.0.0.7", "::ffff:10.0.0.7"].map(enter);
         first.work();
@@ -144,6 +147,7 @@ mod tests {
         assert!(!goes(&first) && !goes(&second) && !goes(&third));
         first.rest();
         assert!(goes(&second) && !goes(&first), "the oldest idle one");
+        assert!(counts::IDLE_CLOSED.value() > before);
         let _other = enter("fd00::1");
         assert!(!goes(&third));
         let _more = enter("fd00:0:0:1::1");
@@ -152,6 +156,6 @@ mod tests {
         let networks = [enter("fd00::2"), enter("fd00::3")];
         assert!(!goes(&networks[0]), "the first of its network is closed");
         drop((_other, _more, networks));
-        assert!(quiet.lock().goes.is_empty());
+        assert!(idle.lock().goes.is_empty());
     }
 }

@@ -5,15 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// The form of py_eureka_client.
-pub(crate) const PYTHON: &str = r#"{"instance":{"instanceId":"10.0.0.1:order:8080","hostName":"pod-1","app":"ORDER",
-    "ipAddr":"127.0.0.1","status":"UP","overriddenstatus":"UNKNOWN","port":{"$":8080,"@enabled":"true"},
-    "securePort":{"$":9443,"@enabled":"false"},"countryId":1,
-    "dataCenterInfo":{"@class":"com.netflix.appinfo.InstanceInfo$DefaultDataCenterInfo","name":"MyOwn"},
-    "leaseInfo":{"renewalIntervalInSecs":10,"durationInSecs":30,"registrationTimestamp":0,"lastRenewalTimestamp":0,
-    "evictionTimestamp":0,"serviceUpTimestamp":0},"metadata":{"management.port":"8080","version":"v1"},
-    "homePageUrl":"http://pod-1:8080/","vipAddress":"order","secureVipAddress":"order",
-    "lastUpdatedTimestamp":"1700000000000","lastDirtyTimestamp":"1700000000001",
-    "isCoordinatingDiscoveryServer":"false"}}"#;
+const PYTHON: &str = include_str!("python.json");
 /// The form of eureka-js-client: its configuration.
 const JS: &str = r#"{"instance":{"app":"jqservice","hostName":"localhost","ipAddr":"127.0.0.1","port":8080,
     "vipAddress":"jq.test.something.com","dataCenterInfo":{"name":"MyOwn"},"status":"UP"}}"#;

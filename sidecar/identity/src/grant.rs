@@ -4,8 +4,7 @@
 use std::collections::BTreeSet;
 
 use aws_lc_rs::digest;
-
-use crate::files::hex;
+use weft_core::hex;
 
 /// Maximum number of services listed in a token or certificate; a longer list becomes a grant.
 pub const INLINE: usize = 32;
@@ -22,7 +21,7 @@ pub fn name<S: AsRef<str>>(services: &[S]) -> String {
         text.update(service.as_bytes());
         text.update(b"\n");
     }
-    format!("{}{SUFFIX}", hex(&text.finish().as_ref()[..DIGEST]))
+    format!("{}{SUFFIX}", hex::encode(&text.finish().as_ref()[..DIGEST]))
 }
 
 /// Whether an entry in a list of services is the name of a grant.

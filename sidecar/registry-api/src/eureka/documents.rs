@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::instance::{Instance, Status};
 use super::xml;
-use crate::answer::{self, Answered};
+use crate::reply::{self, Reply};
 
 /// Format of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,37 +38,37 @@ impl Format {
 pub type Apps = BTreeMap<String, Vec<Instance>>;
 
 /// A document as a response.
-pub fn answer(document: Value, format: Format) -> Answered {
-    let Value::Object(map) = document else { return answer::text("") };
+pub fn encode(document: Value, format: Format) -> Reply {
+    let Value::Object(map) = document else { return reply::text("") };
     let body = match format {
         Format::Xml => xml::write(&map),
         Format::Json => Value::Object(map).to_string(),
     };
-    let mut answered = Answered::new(body.into());
-    answer::set(&mut answered, "content-type", format.media_type());
-    answer::set(&mut answered, "vary", "accept");
-    answered
+    let mut reply = Reply::new(body.into());
+    reply::set(&mut reply, "content-type", format.media_type());
+    reply::set(&mut reply, "vary", "accept");
+    reply
 }
 
 /// Converts a response to the client's format: an empty one gets its media type, and a text, which is an error, becomes
 /// a document.
-pub fn in_format(mut answered: Answered, headers: &HeaderMap) -> Answered {
+pub fn in_format(mut reply: Reply, headers: &HeaderMap) -> Reply {
     let format = Format::of(headers);
-    let kind = answered.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = reply.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     match kind {
-        kind if kind.starts_with("text/plain") && !answered.body().is_empty() => {
-            let text = String::from_utf8_lossy(answered.body()).into_owned();
-            let document = answer(json!({ "error": text }), format);
-            *answered.body_mut() = document.body().clone();
-            answered.headers_mut().extend(document.headers().clone());
-            answered
+        kind if kind.starts_with("text/plain") && !reply.body().is_empty() => {
+            let text = String::from_utf8_lossy(reply.body()).into_owned();
+            let document = encode(json!({ "error": text }), format);
+            *reply.body_mut() = document.body().clone();
+            reply.headers_mut().extend(document.headers().clone());
+            reply
         }
         kind if kind.is_empty() || kind.starts_with("text/plain") => {
-            answer::set(&mut answered, "content-type", format.media_type());
-            answer::set(&mut answered, "vary", "accept");
-            answered
+            reply::set(&mut reply, "content-type", format.media_type());
+            reply::set(&mut reply, "vary", "accept");
+            reply
         }
-        _ => answered,
+        _ => reply,
     }
 }
 
@@ -128,10 +128,10 @@ mod tests {
         let apps = Apps::from([("ORDER".to_owned(), vec![one.clone()])]);
         let document = applications(&apps, 7, "UP_1_");
         assert_eq!(document["applications"]["application"][0]["instance"][0]["app"], "ORDER");
-        let json = answer(document.clone(), Format::Json);
+        let json = encode(document.clone(), Format::Json);
         assert_eq!(json.headers()["content-type"], "application/json");
         assert_eq!(serde_json::from_slice::<Value>(json.body()).unwrap(), document);
-        let xml = answer(document, Format::Xml);
+        let xml = encode(document, Format::Xml);
         let text = std::str::from_utf8(xml.body()).unwrap();
         assert!(text.starts_with("<applications>"), "{text}");
         for part in
@@ -139,7 +139,7 @@ mod tests {
         {
             assert!(text.contains(part), "{part}: {text}");
         }
-        let none = answer(applications(&Apps::new(), 1, ""), Format::Xml);
+        let none = encode(applications(&Apps::new(), 1, ""), Format::Xml);
         assert!(none.body().ends_with(b"</applications>"));
     }
 

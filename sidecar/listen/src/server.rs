@@ -20,14 +20,15 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::path;
+use weft_registry_api::query::Query;
+use weft_registry_api::reply::{self, Reply};
 
 use crate::admission::Admission;
-use crate::answer::{self, Answered};
 use crate::clients::{Clients, Kind};
-use crate::path;
-use crate::query::Query;
-use crate::quiet::Quiet;
-use crate::refused::Refused;
+use crate::counts;
+use crate::idle::IdleLimit;
 
 /// Maximum size of a request's body in bytes.
 pub const MAX_BODY: usize = 512 << 10;
@@ -48,7 +49,7 @@ const BODY: Duration = Duration::from_secs(60);
 /// Handler of requests.
 pub trait Answers: Send + Sync + 'static {
     /// Refuses a request before its body is read.
-    fn turned_away(&self, _head: &request::Parts) -> Option<Answered> {
+    fn turned_away(&self, _head: &request::Parts) -> Option<Reply> {
         None
     }
 
@@ -59,19 +60,19 @@ pub trait Answers: Send + Sync + 'static {
     }
 
     /// Responds to one request.
-    fn answer(&self, from: SocketAddr, request: Request<Bytes>) -> impl Future<Output = Answered> + Send;
+    fn answer(&self, from: SocketAddr, request: Request<Bytes>) -> impl Future<Output = Reply> + Send;
 }
 
 /// Limits of a listener.
 pub struct Bounds {
-    quiet: Arc<Quiet>,
+    idle: Arc<IdleLimit>,
     clients: Arc<Clients>,
 }
 
 impl Bounds {
     /// `per_client`: maximum number of concurrent requests of one client, per [`Kind`].
     pub fn new(per_client: usize) -> Bounds {
-        Bounds { quiet: Arc::new(Quiet::of_traffic()), clients: Arc::new(Clients::new(per_client)) }
+        Bounds { idle: Arc::new(IdleLimit::of_traffic()), clients: Arc::new(Clients::new(per_client)) }
     }
 }
 
@@ -128,7 +129,7 @@ async fn connection(
     idle: Duration,
     bounds: Arc<Bounds>,
 ) {
-    let connection = Arc::new(bounds.quiet.enter(from.ip()));
+    let connection = Arc::new(bounds.idle.enter(from.ip()));
     let own = connection.clone();
     let ending = answers.clone();
     let service = service_fn(move |request: Request<Incoming>| {
@@ -171,17 +172,19 @@ where
     let (head, body) = request.into_parts();
     let _admitted = match clients.admit(from.ip(), Kind::of(&head)) {
         Ok(admitted) => admitted,
-        Err(refused) => {
+        Err(error) => {
+            counts::TOO_MANY_REQUESTS.increase();
             let query = Query::parse(head.uri.query().unwrap_or_default());
-            let mut refusal = answer::refusal(&refused, head.method == Method::GET, &query);
-            answer::set(&mut refusal, "retry-after", RETRY_AFTER);
+            let mut refusal = reply::error(&error, head.method == Method::GET, &query);
+            reply::set(&mut refusal, "retry-after", RETRY_AFTER);
             // The body is not read, so the connection must be closed.
-            answer::set(&mut refusal, "connection", "close");
+            reply::set(&mut refusal, "connection", "close");
             return path::in_format(head.uri.path(), &head.headers, refusal).map(Full::new);
         }
     };
     let mut response = handle(answers, from, Request::from_parts(head, body)).await;
     if response.status() == StatusCode::TOO_MANY_REQUESTS {
+        counts::TOO_MANY_REQUESTS.increase();
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
     }
     response
@@ -198,38 +201,38 @@ where
     let refusal = path::redirect_or_refusal(&path, head.uri.query()).or_else(|| answers.turned_away(&head));
     if let Some(mut refusal) = refusal {
         // The body is not read, so the connection must be closed.
-        answer::set(&mut refusal, "connection", "close");
+        reply::set(&mut refusal, "connection", "close");
         return path::in_format(&path, &headers, refusal).map(Full::new);
     }
     let gzip = takes_gzip(&head.headers);
-    let answered = match collect(body).await {
+    let reply = match collect(body).await {
         Ok(body) => answers.answer(from, Request::from_parts(head, body)).await,
-        Err(refused) => {
+        Err(error) => {
             let query = Query::parse(head.uri.query().unwrap_or_default());
-            answer::refusal(&refused, head.method == Method::GET, &query)
+            reply::error(&error, head.method == Method::GET, &query)
         }
     };
-    let answered = path::in_format(&path, &headers, answered);
-    let answered = if gzip { compressed(answered).await } else { answered };
-    answered.map(Full::new)
+    let reply = path::in_format(&path, &headers, reply);
+    let reply = if gzip { compressed(reply).await } else { reply };
+    reply.map(Full::new)
 }
 
-async fn collect<B>(body: B) -> Result<Bytes, Refused>
+async fn collect<B>(body: B) -> Result<Bytes, ApiError>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let Ok(collected) = tokio::time::timeout(BODY, Limited::new(body, MAX_BODY).collect()).await else {
         let text = format!("the request's body did not arrive within {} seconds", BODY.as_secs());
-        return Err(Refused::new(StatusCode::REQUEST_TIMEOUT, text));
+        return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, text));
     };
     match collected {
         Ok(body) => Ok(body.to_bytes()),
         Err(e) if e.is::<LengthLimitError>() => {
             let text = format!("Request body too large, max size: {MAX_BODY} bytes");
-            Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, text))
+            Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text))
         }
-        Err(e) => Err(Refused::bad(format!("cannot read the request's body: {e}"))),
+        Err(e) => Err(ApiError::bad_request(format!("cannot read the request's body: {e}"))),
     }
 }
 
@@ -244,8 +247,8 @@ fn takes_gzip(headers: &HeaderMap) -> bool {
     })
 }
 
-async fn compressed(answered: Answered) -> Answered {
-    let (mut head, body) = answered.into_parts();
+async fn compressed(reply: Reply) -> Reply {
+    let (mut head, body) = reply.into_parts();
     if body.len() <= MIN_COMPRESSED || head.headers.contains_key(header::CONTENT_ENCODING) {
         return Response::from_parts(head, body);
     }
@@ -280,7 +283,7 @@ mod tests {
     struct Zeros;
 
     impl Answers for Zeros {
-        async fn answer(&self, _: SocketAddr, request: Request<Bytes>) -> Answered {
+        async fn answer(&self, _: SocketAddr, request: Request<Bytes>) -> Reply {
             Response::new(vec![b'0'; request.uri().path()[1..].parse().unwrap()].into())
         }
     }
@@ -297,9 +300,9 @@ mod tests {
         ] {
             let request = Request::get(format!("/{length}")).header("accept-encoding", accept);
             let request = request.body(Full::<Bytes>::default()).unwrap();
-            let answered = handle(&Zeros, ([127, 0, 0, 1], 1).into(), request).await;
-            assert_eq!(answered.headers().contains_key("content-encoding"), packed, "{accept} {length}");
-            let body = answered.into_body().collect().await.unwrap().to_bytes();
+            let reply = handle(&Zeros, ([127, 0, 0, 1], 1).into(), request).await;
+            assert_eq!(reply.headers().contains_key("content-encoding"), packed, "{accept} {length}");
+            let body = reply.into_body().collect().await.unwrap().to_bytes();
             let mut text = String::new();
             if packed {
                 assert!(body.len() < length);
@@ -315,7 +318,7 @@ mod tests {
     struct Waits;
 
     impl Answers for Waits {
-        async fn answer(&self, _: SocketAddr, request: Request<Bytes>) -> Answered {
+        async fn answer(&self, _: SocketAddr, request: Request<Bytes>) -> Reply {
             match request.uri().query() {
                 Some(_) => std::future::pending().await,
                 None => Response::new("now".into()),

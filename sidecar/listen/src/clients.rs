@@ -9,10 +9,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::{Method, StatusCode, request};
+use weft_registry_api::error::ApiError;
+use weft_registry_api::query::Query;
 
-use crate::query::Query;
-use crate::quiet::source;
-use crate::refused::Refused;
+use crate::idle::source;
 
 /// Concurrent requests of one client, per kind: Consul's default.
 pub const PER_CLIENT: usize = 200;
@@ -68,7 +68,7 @@ impl Clients {
     ///
     /// # Errors
     /// 429 if the client, or all clients together, have too many requests.
-    pub fn admit(self: &Arc<Clients>, from: IpAddr, kind: Kind) -> Result<Admitted, Refused> {
+    pub fn admit(self: &Arc<Clients>, from: IpAddr, kind: Kind) -> Result<Admitted, ApiError> {
         let (client, at) = (source(from), kind as usize);
         let mut state = self.lock();
         let of_client = state.of_client.get(&client).map_or(0, |counts| counts[at]);
@@ -82,11 +82,11 @@ impl Clients {
                 "Too Many Requests: {of_client} {kind_name} of {client} are in progress, the limit is {most} \
                  (--http-max-conns-per-client)"
             );
-            return Err(Refused::new(StatusCode::TOO_MANY_REQUESTS, text));
+            return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, text));
         }
         if state.total[at] >= most.saturating_mul(CLIENTS) {
             let text = format!("Too Many Requests: {} {kind_name} are in progress", state.total[at]);
-            return Err(Refused::new(StatusCode::TOO_MANY_REQUESTS, text));
+            return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, text));
         }
         state.of_client.entry(client).or_default()[at] += 1;
         state.total[at] += 1;
@@ -128,9 +128,9 @@ mod tests {
         let [one, other] = ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
         let admit = |from, kind| clients.admit(from, kind);
         let blocking = [admit(one, Kind::Blocking).ok().unwrap(), admit(one, Kind::Blocking).ok().unwrap()];
-        let refused = admit(one, Kind::Blocking).err().unwrap();
-        assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
-        assert!(refused.text.contains("2 blocking queries of 10.0.0.1"), "{}", refused.text);
+        let error = admit(one, Kind::Blocking).err().unwrap();
+        assert_eq!(error.status, StatusCode::TOO_MANY_REQUESTS);
+        assert!(error.text.contains("2 blocking queries of 10.0.0.1"), "{}", error.text);
         let _prompt = admit(one, Kind::Prompt).ok().unwrap();
         let _others = admit(other, Kind::Blocking).ok().unwrap();
         drop(blocking);

@@ -2,9 +2,9 @@
 
 use http::{HeaderMap, StatusCode};
 
-use crate::answer::{self, Answered};
 use crate::eureka;
 use crate::query::unescape;
+use crate::reply::{self, Reply};
 
 /// Removes empty segments, `.` and `..`; a trailing slash stays. Escapes stay too: `%2F` is not a separator.
 pub fn clean(path: &str) -> String {
@@ -22,28 +22,28 @@ pub fn clean(path: &str) -> String {
 
 /// The response to a path that is not normal: a redirect, as ServeMux sends it; and to one with non-printable
 /// characters, which Consul refuses. `None`: the request proceeds. Eureka's servers accept empty segments.
-pub fn redirect_or_refusal(path: &str, query: Option<&str>) -> Option<Answered> {
-    if eureka::route::is_ours(path) {
+pub fn redirect_or_refusal(path: &str, query: Option<&str>) -> Option<Reply> {
+    if eureka::route::is_eureka_path(path) {
         return None;
     }
     let cleaned = clean(path);
     if cleaned != path {
         let query = query.map(|query| format!("?{query}")).unwrap_or_default();
-        let mut moved = answer::text(format!("Moved Permanently: {cleaned}{query}\n"));
+        let mut moved = reply::text(format!("Moved Permanently: {cleaned}{query}\n"));
         *moved.status_mut() = StatusCode::MOVED_PERMANENTLY;
-        answer::set(&mut moved, "location", &format!("{cleaned}{query}"));
+        reply::set(&mut moved, "location", &format!("{cleaned}{query}"));
         return Some(moved);
     }
     unescape(path, false).chars().any(char::is_control).then(|| {
-        let mut refused = answer::text("Bad Request: the path has characters that cannot be printed");
+        let mut refused = reply::text("Bad Request: the path has characters that cannot be printed");
         *refused.status_mut() = StatusCode::BAD_REQUEST;
         refused
     })
 }
 
 /// Converts a response to the format of Eureka's client, if the path belongs to that API.
-pub fn in_format(path: &str, headers: &HeaderMap, answered: Answered) -> Answered {
-    if eureka::route::is_ours(path) { eureka::answers::in_format(answered, headers) } else { answered }
+pub fn in_format(path: &str, headers: &HeaderMap, reply: Reply) -> Reply {
+    if eureka::route::is_eureka_path(path) { eureka::documents::in_format(reply, headers) } else { reply }
 }
 
 #[cfg(test)]

@@ -1,0 +1,78 @@
+//! Follows a Kubernetes cluster: its objects become instances and documents of the mesh, and its policies get a status.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use weft_kubernetes::watch::{self, Changed};
+use weft_kubernetes::{Change, Cluster, status};
+
+use crate::state::Mesh;
+
+/// Changes are collected for this long, so that a rollout or the end of a node is a few changes of the mesh, and not one
+/// for each object.
+const BATCH: Duration = Duration::from_millis(100);
+/// Pause between the lines of the log while the first list of a kind is awaited.
+const REPORT: Duration = Duration::from_secs(10);
+
+/// Reads all objects, and follows them from then on. It returns once every kind is listed: a mesh without a part of them
+/// would take endpoints away from sidecars that still have them from before.
+///
+/// # Errors
+/// If there is no configuration of a client. An API server that does not answer is waited for.
+pub async fn follow(mesh: Arc<Mesh>, kubeconfig: Option<&Path>, trust_domain: &str) -> Result<()> {
+    let client = watch::client(kubeconfig).await?;
+    let (resources, mut changes) = watch::start(&client);
+    let mut cluster = Cluster::new(trust_domain);
+    let mut missing: BTreeSet<_> = resources.into_iter().collect();
+    let mut report = Instant::now() + REPORT;
+    while !missing.is_empty() {
+        let Ok(received) = tokio::time::timeout_at(report, changes.recv()).await else {
+            let names: Vec<&str> = missing.iter().map(|resource| watch::name(*resource)).collect();
+            tracing::warn!("waiting for the Kubernetes API to list {}", names.join(", "));
+            report = Instant::now() + REPORT;
+            continue;
+        };
+        let Some((resource, change)) = received else { anyhow::bail!("the watches of the Kubernetes API have ended") };
+        if matches!(change, Change::Reset(_)) {
+            missing.remove(&resource);
+        }
+        cluster.apply(resource, change);
+    }
+    mesh.set_kubernetes(cluster.take_delta(), cluster.problems());
+    let (statuses, reports) = mpsc::channel(1);
+    tokio::spawn(status::write(client, reports));
+    tokio::spawn(run(mesh, cluster, changes, statuses));
+    Ok(())
+}
+
+/// Applies changes in batches, for as long as the watches run.
+async fn run(
+    mesh: Arc<Mesh>,
+    mut cluster: Cluster,
+    mut changes: mpsc::Receiver<Changed>,
+    statuses: mpsc::Sender<Vec<status::Report>>,
+) {
+    loop {
+        // A writer that is behind gets the reports of the next batch: they are those that the objects do not have yet.
+        let reports = cluster.reports();
+        if !reports.is_empty() {
+            let _ = statuses.try_send(reports);
+        }
+        let Some((resource, change)) = changes.recv().await else { return };
+        cluster.apply(resource, change);
+        let end = Instant::now() + BATCH;
+        while let Ok(received) = tokio::time::timeout_at(end, changes.recv()).await {
+            let Some((resource, change)) = received else { return };
+            cluster.apply(resource, change);
+        }
+        let delta = cluster.take_delta();
+        if !delta.is_empty() {
+            mesh.set_kubernetes(delta, cluster.problems());
+        }
+    }
+}
