@@ -10,6 +10,7 @@ need tcpdump tcpdump
 need dig dnsutils
 need strace strace
 need etcd etcd-server
+need kubectl kubernetes-client
 need faketime faketime
 need unshare util-linux
 need node nodejs

@@ -1,0 +1,175 @@
+//! A cluster in the pod of a mesh's control plane.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use weft_tests::{Mesh, Pod, tests_dir, wait_for};
+
+/// Longest wait for a change of the cluster to reach the mesh.
+pub(crate) const SOON: Duration = Duration::from_secs(15);
+
+/// A mesh with the cluster that its control plane follows.
+pub(crate) struct Cluster {
+    /// The mesh.
+    pub(crate) mesh: Mesh,
+    folder: PathBuf,
+}
+
+fn script() -> PathBuf {
+    tests_dir().join("kubernetes/kube.sh")
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.stdout(Stdio::null()).stderr(Stdio::piped()).output()?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Builds the cluster's programs, unless the cache has them. It needs the network.
+///
+/// # Errors
+/// If they cannot be built.
+pub(crate) fn build() -> Result<()> {
+    run(Command::new(script()).arg("build"))
+}
+
+impl Cluster {
+    /// Starts a cluster, installs the policy kinds, and starts a control plane that follows it.
+    ///
+    /// # Errors
+    /// If a part does not start.
+    pub(crate) fn start() -> Result<Cluster> {
+        let mesh = Mesh::network(&[])?;
+        let folder = mesh.center.folder("kubernetes");
+        let mut cluster = Cluster { mesh, folder };
+        cluster.script("start")?;
+        let definitions = cluster.mesh.weftctl(&["install", "print"])?;
+        cluster.apply(&definitions)?;
+        let established = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=20s"];
+        cluster.kubectl(&established, "")?;
+        let kubeconfig = cluster.folder.join("admin.kubeconfig").to_string_lossy().into_owned();
+        cluster.mesh.control_plane_args = vec!["--kubernetes".into(), "--kubeconfig".into(), kubeconfig];
+        cluster.mesh.start_control_plane()?;
+        Ok(cluster)
+    }
+
+    fn script(&self, step: &str) -> Result<()> {
+        let mut command = self.mesh.center.command(script());
+        run(command.args([step, &self.folder.to_string_lossy()]).env("KUBE_ADDRESS", &self.mesh.center.ip))
+    }
+
+    /// Ends the API server, the controller manager and etcd at once.
+    ///
+    /// # Errors
+    /// If the script fails.
+    pub(crate) fn stop_api_server(&self) -> Result<()> {
+        self.script("stop")
+    }
+
+    /// Starts them again with their data.
+    ///
+    /// # Errors
+    /// If they do not start.
+    pub(crate) fn start_api_server(&self) -> Result<()> {
+        self.script("start")
+    }
+
+    /// The output of kubectl.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub(crate) fn kubectl(&self, args: &[&str], input: &str) -> Result<String> {
+        let mut child = self
+            .mesh
+            .center
+            .command("kubectl")
+            .args(args)
+            .env("KUBECONFIG", self.folder.join("admin.kubeconfig"))
+            .env("HOME", &self.folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        child.stdin.take().context("no input")?.write_all(input.as_bytes())?;
+        let output = child.wait_with_output()?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "kubectl {}: {errors}", args.join(" "));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Applies objects.
+    ///
+    /// # Errors
+    /// If kubectl fails.
+    pub(crate) fn apply(&self, text: &str) -> Result<()> {
+        self.kubectl(&["apply", "-f", "-"], text).map(drop)
+    }
+
+    /// An object.
+    ///
+    /// # Errors
+    /// If it does not exist.
+    pub(crate) fn get(&self, namespace: &str, kind: &str, name: &str) -> Result<Value> {
+        Ok(serde_json::from_str(&self.kubectl(&["-n", namespace, "get", kind, name, "-o", "json"], "")?)?)
+    }
+
+    /// Creates a namespace for a scenario.
+    ///
+    /// # Errors
+    /// If kubectl fails.
+    pub(crate) fn namespace(&self, name: &str) -> Result<()> {
+        self.kubectl(&["create", "namespace", name], "").map(drop)?;
+        wait_for("the namespace's service account", SOON, || {
+            self.get(name, "serviceaccount", "default").map(drop)
+        })
+    }
+
+    /// Registers a network namespace as a running pod of the cluster, as a kubelet would.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub(crate) fn register_pod(&self, namespace: &str, pod: &Pod, labels: &Value) -> Result<()> {
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "name": pod.name, "namespace": namespace, "labels": labels },
+            "spec": { "nodeName": "node-1", "containers": [{ "name": "app", "image": "none" }] },
+        });
+        self.apply(&object.to_string())?;
+        self.set_ready(namespace, pod, true)
+    }
+
+    /// Sets the readiness of a pod's endpoints.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub(crate) fn set_ready(&self, namespace: &str, pod: &Pod, ready: bool) -> Result<()> {
+        let status = json!({ "status": {
+            "phase": "Running",
+            "podIP": pod.ip,
+            "podIPs": [{ "ip": pod.ip }],
+            "conditions": [{ "type": "Ready", "status": if ready { "True" } else { "False" } }],
+        }});
+        self.patch_status(&format!("/api/v1/namespaces/{namespace}/pods/{}/status", pod.name), &status)
+    }
+
+    fn patch_status(&self, path: &str, status: &Value) -> Result<()> {
+        let file = |name: &str| self.folder.join(name).to_string_lossy().into_owned();
+        let url = format!("https://{}:16443{path}", self.mesh.center.ip);
+        let body = status.to_string();
+        let (ca, cert, key) = (file("ca.crt"), file("admin.crt"), file("admin.key"));
+        let kind = "content-type: application/merge-patch+json";
+        let args = ["-f", "--cacert", &ca, "--cert", &cert, "--key", &key, "-X", "PATCH", "-H", kind, "-d", &body, &url];
+        self.mesh.center.curl(&args).map(drop)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = self.script("stop");
+    }
+}
