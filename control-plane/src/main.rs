@@ -32,7 +32,7 @@ struct Args {
     /// Write the man page into this folder and exit, for deploy/build.sh.
     #[arg(long, value_name = "FOLDER", hide = true, exclusive = true)]
     man: Option<PathBuf>,
-    /// Folder of the store (created if missing, readable by its owner only).
+    /// Folder of the store, created if missing; only its owner reads the store and its snapshots.
     #[arg(long, default_value = "/var/lib/weft")]
     data_dir: PathBuf,
     /// Store that several control planes share, etcd://host:port[,host:port...][/prefix]; default: the state is in the

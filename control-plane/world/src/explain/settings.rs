@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use weft_core::hash::HashPolicy;
 use weft_core::locality::{Failover, Locality};
-use weft_core::policy::{Cluster, ConnectionPool, H2Upgrade, LoadBalancer, OutlierDetection, Protocol, Tls};
+use weft_core::policy::{
+    Cluster, ConnectionPool, H2Upgrade, Http2Keepalive, LoadBalancer, OutlierDetection, Protocol, TcpKeepalive, Tls,
+};
 use weft_proto::v1;
 
 use super::report::Setting;
@@ -87,35 +89,69 @@ pub(super) fn locality(locality: &Locality) -> String {
     .to_owned()
 }
 
+fn tcp_probes(TcpKeepalive { probes, time, interval }: TcpKeepalive) -> String {
+    let parts = [
+        time.map(|time| format!("after {}", text(time))),
+        interval.map(|interval| format!("every {}", text(interval))),
+        probes.map(|probes| format!("{probes} probes")),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() { "on".to_owned() } else { parts.join(", ") }
+}
+
+fn pings(Http2Keepalive { interval, timeout }: Http2Keepalive) -> String {
+    format!("every {}, {} for an answer", text(interval), text(timeout))
+}
+
 pub(super) fn limits(pool: &ConnectionPool) -> Vec<Setting> {
     let unset = ConnectionPool::default();
+    // Without `..`: a new field is shown, or left out on purpose.
+    let ConnectionPool {
+        max_connections,
+        connect_timeout,
+        max_pending_requests,
+        max_requests,
+        max_requests_per_connection,
+        max_retries,
+        retry_budget,
+        http_idle_timeout,
+        tcp_idle_timeout,
+        max_connection_duration,
+        tcp_keepalive,
+        max_concurrent_streams,
+        h2_upgrade,
+        use_client_protocol,
+        http2_keepalive,
+    } = *pool;
     let count = |field: &str, value: u32, unset: u32| (value != unset).then(|| Setting::new(field, value));
     let time =
         |field: &str, value: Duration, unset: Duration| (value != unset).then(|| Setting::new(field, text(value)));
     let or_off = |field: &str, value: Option<Duration>, unset: Option<Duration>| {
         (value != unset).then(|| Setting::new(field, value.map_or("off".to_owned(), text)))
     };
-    let upgrade = match pool.h2_upgrade {
+    let upgrade = match h2_upgrade {
         H2Upgrade::Default => None,
         H2Upgrade::DoNotUpgrade => Some("DO_NOT_UPGRADE"),
         H2Upgrade::Upgrade => Some("UPGRADE"),
     };
-    let budget = pool.retry_budget.map(|budget| format!("{} %, {} at least", budget.percent, budget.minimum));
+    let budget = retry_budget.map(|budget| format!("{} %, {} at least", budget.percent, budget.minimum));
     let all = [
-        count("maxConnections", pool.max_connections, unset.max_connections),
-        count("http1MaxPendingRequests", pool.max_pending_requests, unset.max_pending_requests),
-        count("http2MaxRequests", pool.max_requests, unset.max_requests),
-        count("maxRequestsPerConnection", pool.max_requests_per_connection, unset.max_requests_per_connection),
-        count("maxRetries", pool.max_retries, unset.max_retries),
+        count("maxConnections", max_connections, unset.max_connections),
+        count("http1MaxPendingRequests", max_pending_requests, unset.max_pending_requests),
+        count("http2MaxRequests", max_requests, unset.max_requests),
+        count("maxRequestsPerConnection", max_requests_per_connection, unset.max_requests_per_connection),
+        count("maxRetries", max_retries, unset.max_retries),
         budget.map(|budget| Setting::new("retryBudget", budget)),
         // HTTP/2's own bound is not a configured limit.
-        count("maxConcurrentStreams", pool.max_concurrent_streams, unset.max_concurrent_streams.min(i32::MAX as u32)),
-        time("connectTimeout", pool.connect_timeout, unset.connect_timeout),
-        time("http.idleTimeout", pool.http_idle_timeout, unset.http_idle_timeout),
-        or_off("tcp.idleTimeout", pool.tcp_idle_timeout, unset.tcp_idle_timeout),
-        or_off("maxConnectionDuration", pool.max_connection_duration, unset.max_connection_duration),
+        count("maxConcurrentStreams", max_concurrent_streams, unset.max_concurrent_streams.min(i32::MAX as u32)),
+        time("connectTimeout", connect_timeout, unset.connect_timeout),
+        time("http.idleTimeout", http_idle_timeout, unset.http_idle_timeout),
+        or_off("tcp.idleTimeout", tcp_idle_timeout, unset.tcp_idle_timeout),
+        or_off("maxConnectionDuration", max_connection_duration, unset.max_connection_duration),
         upgrade.map(|upgrade| Setting::new("h2UpgradePolicy", upgrade)),
-        pool.use_client_protocol.then(|| Setting::new("useClientProtocol", true)),
+        tcp_keepalive.map(|keepalive| Setting::new("tcpKeepalive", tcp_probes(keepalive))),
+        http2_keepalive.map(|keepalive| Setting::new("http2KeepAlive", pings(keepalive))),
+        use_client_protocol.then(|| Setting::new("useClientProtocol", true)),
     ];
     all.into_iter().flatten().collect()
 }

@@ -154,8 +154,8 @@ fn only_settings_other_than_the_defaults_are_reported() {
     );
     assert_eq!((&*explanation.balancer, &*explanation.locality, explanation.percent), ("LEAST_REQUEST", "", 100.0));
     let policy = rule(
-        "connectionPool: {tcp: {maxConnections: 1, connectTimeout: 2s}, http: {http1MaxPendingRequests: 2, \
-         h2UpgradePolicy: UPGRADE, idleTimeout: 90s}}, tls: {mode: SIMPLE, sni: a.test}, outlierDetection: \
+        "connectionPool: {tcp: {maxConnections: 1, connectTimeout: 2s, tcpKeepalive: {time: 60s, probes: 4}}, http: \
+         {http1MaxPendingRequests: 2, h2UpgradePolicy: UPGRADE, idleTimeout: 90s, http2KeepAlive: {interval: 5s, timeout: 2s}}}, tls: {mode: SIMPLE, sni: a.test}, outlierDetection: \
          {consecutiveGatewayErrors: 3, minHealthPercent: 4}",
     );
     let explanation = get(&with(&policy, &orders()), "order", &[]).destinations.remove(0);
@@ -166,6 +166,8 @@ fn only_settings_other_than_the_defaults_are_reported() {
         "connectTimeout=2s",
         "http.idleTimeout=90s",
         "h2UpgradePolicy=UPGRADE",
+        "tcpKeepalive=after 60s, 4 probes",
+        "http2KeepAlive=every 5s, 2s for an answer",
     ];
     assert_eq!(limits, want);
     assert_eq!(explanation.tls, "SIMPLE: to server name a.test");
