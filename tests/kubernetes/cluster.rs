@@ -12,6 +12,9 @@ use weft_tests::{Mesh, Pod, tests_dir, wait_for};
 /// Longest wait for a change of the cluster to reach the mesh.
 pub(crate) const SOON: Duration = Duration::from_secs(15);
 
+/// The node has no kubelet, whose silence must not make its pods unready.
+const NO_KUBELET: &str = "--node-monitor-grace-period=1h --node-startup-grace-period=1h";
+
 /// A mesh with the cluster that its control plane follows.
 pub(crate) struct Cluster {
     /// The mesh.
@@ -51,6 +54,9 @@ impl Cluster {
         cluster.apply(&definitions)?;
         let established = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=20s"];
         cluster.kubectl(&established, "")?;
+        let zone = json!({ "topology.kubernetes.io/region": "eu", "topology.kubernetes.io/zone": "eu-a" });
+        let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1", "labels": zone } });
+        cluster.apply(&node.to_string())?;
         let kubeconfig = cluster.folder.join("admin.kubeconfig").to_string_lossy().into_owned();
         cluster.mesh.control_plane_args = vec!["--kubernetes".into(), "--kubeconfig".into(), kubeconfig];
         cluster.mesh.start_control_plane()?;
@@ -59,7 +65,10 @@ impl Cluster {
 
     fn script(&self, step: &str) -> Result<()> {
         let mut command = self.mesh.center.command(script());
-        run(command.args([step, &self.folder.to_string_lossy()]).env("KUBE_ADDRESS", &self.mesh.center.ip))
+        run(command
+            .args([step, &self.folder.to_string_lossy()])
+            .env("KUBE_ADDRESS", &self.mesh.center.ip)
+            .env("CONTROLLER_FLAGS", NO_KUBELET))
     }
 
     /// Ends the API server, the controller manager and etcd at once.
@@ -123,9 +132,7 @@ impl Cluster {
     /// If kubectl fails.
     pub(crate) fn namespace(&self, name: &str) -> Result<()> {
         self.kubectl(&["create", "namespace", name], "").map(drop)?;
-        wait_for("the namespace's service account", SOON, || {
-            self.get(name, "serviceaccount", "default").map(drop)
-        })
+        wait_for("the namespace's service account", SOON, || self.get(name, "serviceaccount", "default").map(drop))
     }
 
     /// Registers a network namespace as a running pod of the cluster, as a kubelet would.
@@ -163,7 +170,8 @@ impl Cluster {
         let body = status.to_string();
         let (ca, cert, key) = (file("ca.crt"), file("admin.crt"), file("admin.key"));
         let kind = "content-type: application/merge-patch+json";
-        let args = ["-f", "--cacert", &ca, "--cert", &cert, "--key", &key, "-X", "PATCH", "-H", kind, "-d", &body, &url];
+        let args =
+            ["-f", "--cacert", &ca, "--cert", &cert, "--key", &key, "-X", "PATCH", "-H", kind, "-d", &body, &url];
         self.mesh.center.curl(&args).map(drop)
     }
 }

@@ -14,7 +14,9 @@ use cluster::Cluster;
 type Scenario = fn(&Cluster) -> anyhow::Result<()>;
 
 fn main() -> ExitCode {
-    if let Err(e) = weft_tests::install(&["kubernetes"]).and_then(|()| cluster::build()).and_then(|()| weft_tests::enter()) {
+    if let Err(e) =
+        weft_tests::install(&["kubernetes"]).and_then(|()| cluster::build()).and_then(|()| weft_tests::enter())
+    {
         eprintln!("scenarios with Kubernetes cannot run here: {e:#}");
         return ExitCode::FAILURE;
     }
@@ -35,7 +37,12 @@ fn main() -> ExitCode {
     };
     let trials = scenarios.into_iter().map(|(name, scenario)| {
         let cluster = cluster.clone();
-        Trial::test(name, move || scenario(&cluster).map_err(|e| Failed::from(format!("{e:#}"))))
+        Trial::test(name, move || {
+            scenario(&cluster).map_err(|e| {
+                let objects = cluster.kubectl(&["get", "pods,services,endpointslices", "-A", "-o", "wide"], "");
+                Failed::from(format!("{e:#}\n{}\n{}", objects.unwrap_or_default(), cluster.mesh.status()))
+            })
+        })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     if conclusion.has_failed() {

@@ -91,10 +91,10 @@ fn definitions() -> Vec<Value> {
     Kind::ALL.iter().filter_map(|kind| crd::definition(*kind)).collect()
 }
 
-/// One document for each object; JSON is YAML.
+/// One document for each object. JSON is YAML, but kubectl takes a text that begins with a brace for one object.
 fn manifest(objects: &[Value]) -> Result<String> {
     let texts: Result<Vec<String>, _> = objects.iter().map(serde_json::to_string_pretty).collect();
-    Ok(format!("{}\n", texts?.join("\n---\n")))
+    Ok(texts?.iter().map(|text| format!("---\n{text}\n")).collect())
 }
 
 #[cfg(test)]
@@ -106,7 +106,7 @@ mod tests {
         let mut out = Vec::new();
         Install::Print.run(&mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
-        let names: Vec<Value> = text.split("---\n").map(|one| serde_json::from_str(one).unwrap()).collect();
+        let names: Vec<Value> = text.split("---\n").skip(1).map(|one| serde_json::from_str(one).unwrap()).collect();
         assert_eq!(names.len(), definitions().len());
         assert!(text.contains("\"name\": \"virtualservices.networking.istio.io\""));
     }

@@ -197,7 +197,11 @@ fn report(resource: Resource, error: &(dyn std::error::Error + Send + Sync + 'st
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(one) = cause {
-        text = format!("{text}: {one}");
+        // An error of a client often has the text of its cause.
+        let own = one.to_string();
+        if !text.contains(&own) {
+            text = format!("{text}: {own}");
+        }
         cause = one.source();
     }
     let remedy = if text.contains("forbidden") {
