@@ -53,7 +53,7 @@ impl Identity for IdentityService {
             let text = format!("the signing request has {bytes} bytes, at most {SIGNING_REQUEST} are allowed");
             return Err(Status::invalid_argument(text));
         }
-        let (id, named) = self.entitled(&request, &peer)?;
+        let (id, names) = self.entitled(&request, &peer)?;
         let name = id.to_string();
         if let Err(wait) = self.rates.take((name.clone(), peer.remote), Instant::now()) {
             let reason = format!(
@@ -66,7 +66,7 @@ impl Identity for IdentityService {
             tracing::warn!("refused: {reason}");
             return Err(Status::resource_exhausted(reason));
         }
-        let services = self.grants.services(&named).await.map_err(|e| {
+        let services = self.grants.services(&names).await.map_err(|e| {
             let reason = format!("the services of {name} are not known: {e}");
             tracing::warn!("refused: {reason}");
             self.refusals.add(&name, Some(peer.remote), reason.clone());
@@ -78,7 +78,7 @@ impl Identity for IdentityService {
         let lifetime = self.lifetime.mul_f64(rand::rng().random_range(0.9..=1.0));
         let signed = self
             .ca
-            .sign_request(&request.get_ref().csr_der, &name, &named, SystemTime::now(), lifetime)
+            .sign_request(&request.get_ref().csr_der, &name, &names, SystemTime::now(), lifetime)
             .map_err(|e| Status::invalid_argument(format!("{e:#}")))?;
         self.refusals.remove(&name);
         tracing::info!(%id, peer = %peer.remote, "signed a certificate");
@@ -102,8 +102,9 @@ impl IdentityService {
         let identity = |namespace: &str, account: &str| SpiffeId::new(self.ca.trust_domain(), namespace, account);
         let claims = self.tokens.verify(token, unix_now()).map_err(|e| {
             tracing::warn!(peer = %peer.remote, "join refused: {e}");
-            let named = self.tokens.unverified(token).and_then(|of| identity(&of.namespace, &of.service_account).ok());
-            if let Some(id) = named {
+            let claimed =
+                self.tokens.unverified(token).and_then(|of| identity(&of.namespace, &of.service_account).ok());
+            if let Some(id) = claimed {
                 self.refusals.add(&id.to_string(), Some(peer.remote), e.to_string());
             }
             Status::unauthenticated(e.to_string())
@@ -174,9 +175,10 @@ mod tests {
         // Only an identity with a valid token is listed, until it gets a certificate.
         sign([10, 0, 0, 3], &token("late", 1)).await.unwrap_err();
         sign([10, 0, 0, 3], "weft1.e30.AAAA").await.unwrap_err();
-        let named = service.refusals.status(Instant::now());
-        let named: Vec<_> = named.iter().map(|one| (one.identity.as_str(), one.address.as_str(), one.times)).collect();
-        assert_eq!(named, [("spiffe://cluster.local/ns/default/sa/late", "10.0.0.3", 1)]);
+        let status = service.refusals.status(Instant::now());
+        let status: Vec<_> =
+            status.iter().map(|one| (one.identity.as_str(), one.address.as_str(), one.times)).collect();
+        assert_eq!(status, [("spiffe://cluster.local/ns/default/sa/late", "10.0.0.3", 1)]);
         sign([10, 0, 0, 3], &token("late", u64::MAX)).await.unwrap();
         assert!(service.refusals.status(Instant::now()).is_empty());
     }

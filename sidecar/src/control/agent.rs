@@ -68,8 +68,8 @@ impl Upstream for Session {
         if own.services.iter().any(|s| s.eq_ignore_ascii_case(service)) {
             return Ok(());
         }
-        let named = grant::shown(&own.services);
-        Err(format!("{} may not register the service {service:?}: its token names {named}", own.id))
+        let services = grant::shown(&own.services);
+        Err(format!("{} may not register the service {service:?}: its token names {services}", own.id))
     }
 }
 

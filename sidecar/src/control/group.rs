@@ -44,14 +44,14 @@ async fn keep(
     let mut known = JoinedGroup::default();
     let mut probing: Option<Task> = None;
     loop {
-        let told = inbound.borrow_and_update().as_ref().and_then(|inbound| inbound.group.clone());
+        let group = inbound.borrow_and_update().as_ref().and_then(|inbound| inbound.group.clone());
         // Without a status the control plane has not seen this workload since it started, and the last one stays.
-        if let Some(told) = told.filter(|told| told.name == name && *told != known) {
-            say(&known, &told);
-            if told.probe != known.probe {
+        if let Some(group) = group.filter(|group| group.name == name && *group != known) {
+            say(&known, &group);
+            if group.probe != known.probe {
                 // The old one ends before the new one reports.
                 drop(probing.take());
-                match &told.probe {
+                match &group.probe {
                     Some(wanted) => {
                         let run = probe::run(name.clone(), wanted.clone(), registrations.clone(), sockets.clone());
                         probing = Some(Task(tokio::spawn(run).abort_handle()));
@@ -59,7 +59,7 @@ async fn keep(
                     None => probe::forget(&registrations).await,
                 }
             }
-            known = told;
+            known = group;
         }
         if inbound.changed().await.is_err() {
             return;
@@ -67,10 +67,10 @@ async fn keep(
     }
 }
 
-fn say(known: &JoinedGroup, told: &JoinedGroup) {
-    let workload_group = &told.name;
-    if !told.refused.is_empty() {
-        tracing::warn!(workload_group, "not joined, and waiting for the group to change: {}", told.refused);
+fn say(known: &JoinedGroup, group: &JoinedGroup) {
+    let workload_group = &group.name;
+    if !group.refused.is_empty() {
+        tracing::warn!(workload_group, "not joined, and waiting for the group to change: {}", group.refused);
     } else if known.name.is_empty() || !known.refused.is_empty() {
         tracing::info!(workload_group, "joined");
     }

@@ -38,14 +38,14 @@ pub(super) async fn register(consul: &Consul, caller: &Caller, query: &Query, bo
 /// If the caller's token does not name the written services, or the node is not in its namespace.
 pub(super) fn may_write(consul: &Consul, caller: &Caller, entry: &Entry) -> Result<(), ApiError> {
     let node = consul.mesh.catalog_node(&entry.node, &caller.namespace).map_err(api_error)?;
-    let named = |id: &str| {
+    let services_of = |id: &str| {
         let new = entry.services.iter().find(|service| service.service_id == id);
         let existing = node.iter().flat_map(|(_, instances)| instances).find(|instance| instance.service_id == id);
         [new, existing].into_iter().flatten().map(|instance| instance.service.clone()).collect::<Vec<_>>()
     };
     let of_checks = entry.checks.iter().map(|check| check.service_id.as_str()).filter(|id| !id.is_empty());
     for id in entry.services.iter().map(|service| service.service_id.as_str()).chain(of_checks) {
-        for service in named(id) {
+        for service in services_of(id) {
             caller.register(&service)?;
         }
     }

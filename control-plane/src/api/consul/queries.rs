@@ -272,7 +272,7 @@ fn failover(wanted: &Value, own: &str, others: &[&str]) -> Vec<String> {
     all
 }
 
-/// A data centre that cannot be asked has no instances.
+/// A data centre that cannot be queried has no instances.
 async fn in_datacenter(
     consul: &Consul,
     caller: &Caller,
@@ -342,7 +342,7 @@ pub fn prepared(mesh: &Mesh, namespace: &str, name: &str, others: &[&str]) -> Op
     mesh.read_nodes(|nodes| instances.retain(|instance| found(instance, nodes.get(&instance.node))));
     let ttl = stored.value["DNS"]["TTL"].as_str().and_then(go_duration);
     let own = mesh.read(|world| world.datacenter().to_owned());
-    // Other data centres are asked for a name, which holds at most one tag: an answer without the other conditions
+    // Other data centres are queried for a name, which holds at most one tag: an answer without the other conditions
     // would be wrong.
     let elsewhere = as_name(wanted, service);
     Some(QueryResult {

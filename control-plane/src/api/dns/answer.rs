@@ -104,7 +104,7 @@ impl<V: View> Asking<'_, V> {
             Subject::NameServer => return Ok(records(of_kind(kind, self.settings.address))),
             Subject::Of(datacenter, thing) => (datacenter, thing),
         };
-        // Another data centre has been asked before this, if it is reachable.
+        // Another data centre was queried before this, if it is reachable.
         if datacenter.is_some_and(|datacenter| datacenter != self.settings.datacenter) {
             return Ok(LookUp::NoSuchName);
         }
@@ -140,7 +140,7 @@ impl<V: View> Asking<'_, V> {
         self.instances(kind, usable, limit, rng)
     }
 
-    /// The local result of a prepared query; if it is empty, other data centres have been asked before this.
+    /// The local result of a prepared query; if it is empty, other data centres were queried before this.
     fn prepared(&self, kind: RecordType, name: &str, limit: usize, rng: &mut impl Rng) -> LookUp {
         let Some(found) = self.view.prepared(self.namespace, name, &[]) else { return LookUp::NoSuchName };
         let records = self.instances(kind, found.instances, limit, rng);
@@ -252,8 +252,8 @@ impl<V: View> Asking<'_, V> {
         if names.is_empty() {
             return Err(NotServed);
         }
-        let asked = matches!(kind, RecordType::PTR | RecordType::ANY);
-        Ok(records(names.into_iter().filter(|_| asked).map(|name| RData::PTR(PTR(name))).collect()))
+        let is_pointer = matches!(kind, RecordType::PTR | RecordType::ANY);
+        Ok(records(names.into_iter().filter(|_| is_pointer).map(|name| RData::PTR(PTR(name))).collect()))
     }
 
     fn apex(&self, kind: RecordType) -> LookUp {

@@ -119,8 +119,8 @@ impl<V: View> Dns<V> {
             self.federation.datacenters().into_iter().filter(|other| *other != self.settings.datacenter).collect();
         let found = self.view.prepared(namespace, &name, &others).filter(|found| found.instances.is_empty())?;
         for other in &found.datacenters {
-            let Some(asked) = query.of_service(&found.service, other) else { continue };
-            let message = DnsMessage { packet: asked, tcp: transport == Transport::Tcp };
+            let Some(packet) = query.of_service(&found.service, other) else { continue };
+            let message = DnsMessage { packet, tcp: transport == Transport::Tcp };
             let question = PeerDns { message: Some(message), namespace: namespace.to_owned() };
             match self.federation.resolve(other, question).await {
                 Ok(reply) => {

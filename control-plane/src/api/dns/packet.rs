@@ -97,10 +97,10 @@ impl Query {
         message.metadata.recursion_desired = self.metadata.recursion_desired;
         message.metadata.response_code = code;
         message.add_query(self.question.clone());
-        if let Some(asked) = &self.edns {
+        if let Some(requested) = &self.edns {
             let mut edns = Edns::new();
-            edns.set_max_payload(EDNS_SIZE).set_dnssec_ok(asked.flags().dnssec_ok);
-            if let Some(EdnsOption::Subnet(subnet)) = asked.option(EdnsCode::Subnet) {
+            edns.set_max_payload(EDNS_SIZE).set_dnssec_ok(requested.flags().dnssec_ok);
+            if let Some(EdnsOption::Subnet(subnet)) = requested.option(EdnsCode::Subnet) {
                 // RFC 7871, 7.2.1: the answer does not depend on the client's network.
                 let any_network = ClientSubnet::new(subnet.addr(), subnet.source_prefix(), 0);
                 edns.options_mut().insert(EdnsOption::Subnet(any_network));
@@ -127,12 +127,12 @@ impl Query {
         if theirs.metadata.response_code != ResponseCode::NoError || theirs.answers.is_empty() {
             return None;
         }
-        let asked = theirs.queries.first()?.name().clone();
+        let name = theirs.queries.first()?.name().clone();
         let mut message = self.response(ResponseCode::NoError);
         message.metadata.authoritative = true;
         message.metadata.truncation = theirs.metadata.truncation;
         let renamed = theirs.answers.into_iter().map(|mut record| {
-            if record.name == asked {
+            if record.name == name {
                 record.name = self.name().clone();
             }
             record.ttl = ttl.unwrap_or(record.ttl);

@@ -55,9 +55,9 @@ fn a_certificate_that_ended_within_the_grace_time_is_good_for_its_renewal_alone(
     assert!(verify(&leaf(&other, Duration::ZERO, DAY)).is_err());
     assert!(refusals.status(Instant::now()).is_empty(), "only an identity that was proved is named");
     verify(&leaf(&ca, 9 * DAY, DAY)).unwrap_err();
-    let named = refusals.status(Instant::now());
-    assert_eq!((named[0].identity.as_str(), named[0].times, refusals.count.load(Ordering::Relaxed)), (ID, 1, 1));
-    assert!(named[0].reason.starts_with("its certificate ended 8 days ago"), "{}", named[0].reason);
+    let status = refusals.status(Instant::now());
+    assert_eq!((status[0].identity.as_str(), status[0].times, refusals.count.load(Ordering::Relaxed)), (ID, 1, 1));
+    assert!(status[0].reason.starts_with("its certificate ended 8 days ago"), "{}", status[0].reason);
 }
 
 /// From an address of the loopback interface.

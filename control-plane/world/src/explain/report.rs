@@ -65,7 +65,6 @@ pub struct Caller {
 #[serde(default)]
 pub struct Host {
     /// The name, or the address with its port, that decided.
-    #[serde(rename = "asked")]
     pub query: String,
     /// Canonical name; empty: no such host in the mesh.
     pub name: String,

@@ -13,26 +13,26 @@ use super::*;
 pub(crate) struct Fake {
     pub(crate) away: AtomicBool,
     pub(crate) hangs: AtomicBool,
-    pub(crate) asked: AtomicUsize,
+    pub(crate) queries: AtomicUsize,
 }
 
 impl Source for Arc<Fake> {
     fn ask(&self, packet: Vec<u8>, tcp: bool) -> BoxFuture<'_, Result<Vec<u8>, Status>> {
         Box::pin(async move {
-            self.asked.fetch_add(1, Ordering::Relaxed);
+            self.queries.fetch_add(1, Ordering::Relaxed);
             if self.hangs.load(Ordering::Relaxed) {
                 std::future::pending::<()>().await;
             }
             if self.away.load(Ordering::Relaxed) {
                 return Err(Status::unavailable("away"));
             }
-            let asked = Message::from_vec(&packet).unwrap();
-            let mut message = Message::response(asked.metadata.id, OpCode::Query);
+            let query = Message::from_vec(&packet).unwrap();
+            let mut message = Message::response(query.metadata.id, OpCode::Query);
             message.metadata.authoritative = true;
-            message.queries = asked.queries.clone();
-            let size = asked.edns.as_ref().unwrap().max_payload();
+            message.queries = query.queries.clone();
+            let size = query.edns.as_ref().unwrap().max_payload();
             message.set_edns(Edns::new().set_max_payload(4096).clone());
-            let name = asked.queries[0].name().clone();
+            let name = query.queries[0].name().clone();
             let soa = || {
                 let root = Name::root();
                 let data = RData::SOA(SOA::new(root.clone(), root.clone(), 1, 1, 1, 1, 3));
@@ -93,22 +93,22 @@ fn edns(size: u16) -> Edns {
 #[tokio::test(start_paused = true)]
 async fn an_answer_is_cached_for_its_ttl() {
     let (consul, fake) = consul();
-    let asked = || fake.asked.load(Ordering::Relaxed);
+    let queries = || fake.queries.load(Ordering::Relaxed);
     assert_eq!(ttl(&consul, "web.service.consul.").await, Some(9));
     tokio::time::advance(Duration::from_secs(4)).await;
-    assert_eq!((ttl(&consul, "web.service.consul.").await, asked()), (Some(5), 1));
+    assert_eq!((ttl(&consul, "web.service.consul.").await, queries()), (Some(5), 1));
     // The answer has the client's case, whichever case is cached.
     let reply = ask(&consul, "wEB.Service.consul.").await.unwrap();
-    assert_eq!(asked(), 1);
+    assert_eq!(queries(), 1);
     assert!(reply.answers.iter().all(|r| r.name.eq_case(reply.queries[0].name())));
     assert!(!reply.metadata.authoritative && reply.metadata.recursion_available);
     tokio::time::advance(Duration::from_secs(5)).await;
-    assert_eq!((ttl(&consul, "web.service.consul.").await, asked()), (Some(9), 2));
+    assert_eq!((ttl(&consul, "web.service.consul.").await, queries()), (Some(9), 2));
     // The absence of a name is cached as long as the SOA says.
     for (wait, expected) in [(0, 3), (2, 3), (1, 4)] {
         tokio::time::advance(Duration::from_secs(wait)).await;
         let reply = ask(&consul, "x.node.consul.").await.unwrap();
-        assert_eq!((reply.metadata.response_code, asked()), (ResponseCode::NXDomain, expected));
+        assert_eq!((reply.metadata.response_code, queries()), (ResponseCode::NXDomain, expected));
     }
     // Order is no property of the remembered answer.
     let mut first = std::collections::BTreeSet::new();
@@ -129,7 +129,7 @@ async fn stale_answers_serve_for_an_hour_while_the_control_plane_is_away() {
     assert_eq!(start.elapsed(), PATIENCE);
     // Known to be away, it is not waited for.
     assert_eq!(ttl(&consul, "web.service.consul.").await, Some(STALE_TTL));
-    assert_eq!((start.elapsed(), fake.asked.load(Ordering::Relaxed)), (PATIENCE, 2));
+    assert_eq!((start.elapsed(), fake.queries.load(Ordering::Relaxed)), (PATIENCE, 2));
     assert!(ask(&consul, "never.service.consul.").await.is_none());
     tokio::time::advance(STALE - Duration::from_secs(30)).await;
     assert_eq!(ttl(&consul, "web.service.consul.").await, Some(STALE_TTL));
@@ -164,7 +164,7 @@ async fn answers_are_as_large_as_the_client_takes() {
     assert_eq!(count(Some(1231), Transport::Udp).await, (28, true));
     assert_eq!(count(Some(1232), Transport::Udp).await, (73, true));
     assert_eq!(count(Some(1400), Transport::Udp).await, (73, true));
-    assert_eq!(fake.asked.load(Ordering::Relaxed), 2);
+    assert_eq!(fake.queries.load(Ordering::Relaxed), 2);
     assert_eq!(count(None, Transport::Tcp).await, (1000, false));
     // The client's options are applied here.
     let mut with_subnet = edns(1232);
@@ -205,5 +205,5 @@ async fn failures_are_not_cached() {
         let reply = ask(&consul, "9.9.9.10.in-addr.arpa.").await.unwrap();
         assert_eq!(reply.metadata.response_code, ResponseCode::Refused);
     }
-    assert_eq!(fake.asked.load(Ordering::Relaxed), 2);
+    assert_eq!(fake.queries.load(Ordering::Relaxed), 2);
 }

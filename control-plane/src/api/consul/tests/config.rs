@@ -85,8 +85,8 @@ async fn entries_become_a_virtual_service_and_a_destination_rule() {
     // Sidecars receive it.
     fixture.register("n1", 1, service("web", "web-1", &["v1"], "passing")).await;
     let routes = fixture.consul.mesh.read(|world| {
-        let told = translate::service(world, &Scope::of("default"), "web.default.svc.cluster.local").unwrap();
-        told.ports[0].routes.len()
+        let service = translate::service(world, &Scope::of("default"), "web.default.svc.cluster.local").unwrap();
+        service.ports[0].routes.len()
     });
     assert_eq!(routes, 3);
     // They are returned as written, and are removed with their policies.

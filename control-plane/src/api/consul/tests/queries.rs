@@ -25,8 +25,8 @@ async fn prepared_queries_are_stored_and_executed() {
     assert_eq!((&shown["Name"], &shown["Service"]["Failover"]["NearestN"]), (&json!("orders"), &json!(0)));
     assert_eq!(fixture.get("/v1/query").await.as_array().unwrap().len(), 1);
     // By its name and by its id; critical instances are not found, those in warning are.
-    for named in ["orders", &id] {
-        let found = fixture.get(&format!("/v1/query/{named}/execute")).await;
+    for name in ["orders", &id] {
+        let found = fixture.get(&format!("/v1/query/{name}/execute")).await;
         let mut nodes: Vec<_> =
             found["Nodes"].as_array().unwrap().iter().map(|n| n["Node"]["Node"].as_str().unwrap()).collect();
         nodes.sort_unstable();
@@ -57,7 +57,7 @@ async fn prepared_queries_are_stored_and_executed() {
     assert_eq!(of(json!({ "Service": "order", "ServiceMeta": { "team": "x" } })).await.0, [""; 0]);
     let ignoring = json!({ "Service": "order", "IgnoreCheckIDs": ["service:order-1"] });
     assert_eq!(of(ignoring).await.0, ["n1", "n2", "n3"]);
-    // Data centres that do not exist are asked in vain, each once.
+    // Data centres that do not exist are queried in vain, each once.
     let failover = json!({ "NearestN": 3, "Datacenters": ["dc2", "dc1", "dc3", "dc2"] });
     assert_eq!(of(json!({ "Service": "absent", "Failover": failover })).await, (vec![], 2));
     assert_eq!(send(&fixture, &me, "DELETE", &format!("/v1/query/{id}"), &Value::Null).await.0, 200);

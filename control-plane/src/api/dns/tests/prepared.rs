@@ -18,16 +18,16 @@ fn answers_of_prepared_queries_have_their_ttl() {
 
 #[test]
 fn the_answer_of_another_data_centre_is_adopted() {
-    let asked = query("Orders.query.consul.", RecordType::SRV);
-    let Packet::Query(own) = packet::parse(&asked.to_vec().unwrap()) else { panic!("a query") };
+    let message = query("Orders.query.consul.", RecordType::SRV);
+    let Packet::Query(own) = packet::parse(&message.to_vec().unwrap()) else { panic!("a query") };
     let there = own.of_service("web", "dc2").unwrap();
     let there = Message::from_vec(&there).unwrap();
     assert_eq!(there.queries[0].name().to_string(), "web.service.dc2.consul.");
     let settings = Settings { datacenter: "dc2".into(), ..Settings::default() };
     let reply = packet_of(&crowd(2), &settings, &there, Transport::Udp, 1).unwrap();
     let adopted = Message::from_vec(&own.adopt(&reply, Transport::Udp, Some(7)).unwrap()).unwrap();
-    assert_eq!((adopted.metadata.id, &adopted.queries), (7, &asked.queries));
-    assert!(adopted.answers.iter().all(|record| record.name.eq_case(asked_name(&asked)) && record.ttl == 7));
+    assert_eq!((adopted.metadata.id, &adopted.queries), (7, &message.queries));
+    assert!(adopted.answers.iter().all(|record| record.name.eq_case(asked_name(&message)) && record.ttl == 7));
     assert_eq!((adopted.answers.len(), adopted.additionals.len()), (2, 2));
     let none = packet_of(&Fake::default(), &settings, &there, Transport::Udp, 1).unwrap();
     assert_eq!(own.adopt(&none, Transport::Udp, None), None);

@@ -44,8 +44,8 @@ fn served(directory: &Directory) -> usize {
 async fn knowing() -> (Arc<Directory>, Writer) {
     let (directory, mut writer) = new(Default::default(), None, &[]);
     writer.set_connected(true);
-    let asked = directory.clone();
-    let lookup = tokio::spawn(async move { matches!(asked.lookup("order").await, Lookup::Service(_)) });
+    let reader = directory.clone();
+    let lookup = tokio::spawn(async move { matches!(reader.lookup("order").await, Lookup::Service(_)) });
     let interest = writer.next_interest().await.unwrap();
     assert_eq!((interest.kind, interest.subscribe), (SERVICE_TYPE, vec!["order".to_owned()]));
     let (interest, refused) = writer.apply(service(&["order"]));
@@ -89,16 +89,16 @@ async fn removals_are_held_back_after_a_reconnect() {
 async fn look_ups_end_when_the_control_plane_is_away_or_the_service_is_refused() {
     let (directory, mut writer) = new(Default::default(), None, &[]);
     writer.set_connected(true);
-    let asked = directory.clone();
-    let queued = tokio::spawn(async move { asked.lookup("240.240.0.9:80").await });
+    let reader = directory.clone();
+    let queued = tokio::spawn(async move { reader.lookup("240.240.0.9:80").await });
     tokio::task::yield_now().await;
     let start = Instant::now();
     writer.set_connected(false);
     assert!(matches!(queued.await.unwrap(), Lookup::Unknown));
 
     writer.set_connected(true);
-    let asked = directory.clone();
-    let waiting = tokio::spawn(async move { asked.lookup("240.240.0.1:80").await });
+    let reader = directory.clone();
+    let waiting = tokio::spawn(async move { reader.lookup("240.240.0.1:80").await });
     writer.next_interest().await.unwrap();
     let bad = v1::Service { host: "not a host name".into(), ..Default::default() };
     let bad = resource(SERVICE_TYPE, HOST, &["240.240.0.1:80"], "1", &bad);

@@ -39,7 +39,7 @@ fn script_probes_need_script_checks() {
 
 fn statuses(before: Status, results: &[Status]) -> Vec<Option<String>> {
     let mut check = Check::new("vms", &wanted(None), None, before);
-    let mut take = |result| check.take((result, String::new()), Instant::now()).map(|told| told.status);
+    let mut take = |result| check.take((result, String::new()), Instant::now()).map(|report| report.status);
     results.iter().map(|result| take(*result)).collect()
 }
 
@@ -48,8 +48,8 @@ async fn a_probe_reports_changes_after_its_thresholds() {
     use Status::{Critical, Passing, Warning};
     let some = |status: &str| Some(status.to_owned());
     let results = [Passing, Passing, Passing, Critical, Warning, Critical, Critical, Passing, Critical];
-    let told = [None, some("passing"), None, None, None, some("critical"), None, None, None];
-    assert_eq!(statuses(Critical, &results), told);
+    let report = [None, some("passing"), None, None, None, some("critical"), None, None, None];
+    assert_eq!(statuses(Critical, &results), report);
     // One that was well before its probe was changed stays so.
     assert_eq!(statuses(Passing, &[Critical, Critical, Critical]), [None, None, some("critical")]);
 }
