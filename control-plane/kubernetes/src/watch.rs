@@ -4,7 +4,10 @@
 //! the API has forgotten (410) is listed again at once; other errors are retried after 0.8 to 30 s with jitter, and the
 //! mesh stays as it was meanwhile. A kind that the cluster does not have counts as empty, and is looked for again.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -73,8 +76,9 @@ fn is_custom(kind: Kind) -> bool {
 pub fn start(client: &Client) -> (Vec<Resource>, mpsc::Receiver<Changed>) {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let resources = resources();
+    let failures = Arc::new(Failures::default());
     for resource in &resources {
-        tokio::spawn(watch(client.clone(), *resource, sender.clone()));
+        tokio::spawn(watch(client.clone(), *resource, sender.clone(), failures.clone()));
     }
     (resources, receiver)
 }
@@ -112,7 +116,7 @@ fn serves(group: &APIGroup, version: &str) -> bool {
 }
 
 /// Watches a kind for as long as its changes are received.
-async fn watch(client: Client, resource: Resource, changes: mpsc::Sender<Changed>) {
+async fn watch(client: Client, resource: Resource, changes: mpsc::Sender<Changed>, failures: Arc<Failures>) {
     let mut pauses = Backoff::new(PAUSES.0, PAUSES.1);
     let mut is_absent = false;
     while !changes.is_closed() {
@@ -128,13 +132,13 @@ async fn watch(client: Client, resource: Resource, changes: mpsc::Sender<Changed
                 continue;
             }
             Err(error) => {
-                report(resource, &error);
+                failures.add(resource, &watcher::Error::InitialListFailed(error));
                 tokio::time::sleep(pauses.pause(rand::random())).await;
                 continue;
             }
         };
         is_absent = false;
-        follow(&client, resource, &kind, &changes, &mut pauses).await;
+        follow(&client, resource, &kind, &changes, &mut pauses, &failures).await;
     }
 }
 
@@ -145,6 +149,7 @@ async fn follow(
     kind: &ApiResource,
     changes: &mpsc::Sender<Changed>,
     pauses: &mut Backoff,
+    failures: &Failures,
 ) {
     let api: Api<DynamicObject> = Api::all_with(client.clone(), kind);
     let config = watcher::Config { timeout: Some(WATCH_S), ..watcher::Config::default() };
@@ -167,12 +172,13 @@ async fn follow(
             Err(watcher::Error::WatchError(status)) if status.code == 410 => continue,
             Err(error) if is_gone(&error) => return,
             Err(error) => {
-                report(resource, &error);
+                failures.add(resource, &error);
                 tokio::time::sleep(pauses.pause(rand::random())).await;
                 continue;
             }
         };
         pauses.reset();
+        failures.remove(resource);
         if changes.send((resource, change)).await.is_err() {
             return;
         }
@@ -193,7 +199,55 @@ fn is_gone(error: &watcher::Error) -> bool {
     matches!(cause, kube::Error::Api(status) if status.code == 404)
 }
 
-fn report(resource: Resource, error: &(dyn std::error::Error + Send + Sync + 'static)) {
+/// The log of failures. While the API server does not answer there is one line for all kinds, and one when it is back; a refusal
+/// of a kind is one line until that kind is watched.
+#[derive(Debug, Default)]
+struct Failures {
+    is_away: AtomicBool,
+    refused: Mutex<BTreeSet<Resource>>,
+}
+
+impl Failures {
+    fn add(&self, resource: Resource, error: &watcher::Error) {
+        let is_refusal = matches!(cause(error), Some(kube::Error::Api(_)));
+        let text = text(error);
+        if !is_refusal {
+            if !self.is_away.swap(true, Ordering::Relaxed) {
+                tracing::warn!("the Kubernetes API is not available, and the mesh stays as it is: {text}");
+            }
+            return;
+        }
+        if self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(resource) {
+            let remedy = match text.contains("forbidden") {
+                true => "grant list and watch of it to the control plane's service account",
+                false => "it is tried again, and the mesh stays as it is",
+            };
+            tracing::warn!("the Kubernetes API refuses to list or watch {}: {text}; {remedy}", name(resource));
+        }
+    }
+
+    fn remove(&self, resource: Resource) {
+        if self.is_away.swap(false, Ordering::Relaxed) {
+            tracing::info!("the Kubernetes API answers again");
+        }
+        if self.refused.lock().unwrap_or_else(PoisonError::into_inner).remove(&resource) {
+            tracing::info!("{} is watched", name(resource));
+        }
+    }
+}
+
+/// The error of the client behind one of a watch.
+fn cause(error: &watcher::Error) -> Option<&kube::Error> {
+    match error {
+        watcher::Error::InitialListFailed(cause)
+        | watcher::Error::WatchStartFailed(cause)
+        | watcher::Error::WatchFailed(cause) => Some(cause),
+        _ => None,
+    }
+}
+
+/// An error with its causes.
+fn text(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(one) = cause {
@@ -204,12 +258,7 @@ fn report(resource: Resource, error: &(dyn std::error::Error + Send + Sync + 'st
         }
         cause = one.source();
     }
-    let remedy = if text.contains("forbidden") {
-        "; grant list and watch of it to the control plane's service account"
-    } else {
-        "; it is retried, and the mesh stays as it is"
-    };
-    tracing::warn!("Kubernetes: {} cannot be watched: {text}{remedy}", name(resource));
+    text
 }
 
 /// A kind's name.
