@@ -158,16 +158,27 @@ pub(super) fn limits(pool: &ConnectionPool) -> Vec<Setting> {
 
 pub(super) fn outlier(policy: &OutlierDetection) -> Vec<Setting> {
     let count = |field: &str, value: Option<u32>| value.map(|value| Setting::new(field, value));
-    let split = policy.split_external_local_origin_errors;
-    let codes: Vec<&str> = policy.error_codes.iter().map(|code| code.as_str()).collect();
+    // Without `..`, as above.
+    let OutlierDetection {
+        consecutive_5xx,
+        consecutive_gateway_errors,
+        interval,
+        base_ejection_time,
+        max_ejection_percent,
+        min_health_percent,
+        split_external_local_origin_errors: split,
+        consecutive_local_origin_failures,
+        ref error_codes,
+    } = *policy;
+    let codes: Vec<&str> = error_codes.iter().map(|code| code.as_str()).collect();
     let all = [
-        count("consecutive5xxErrors", policy.consecutive_5xx),
-        count("consecutiveGatewayErrors", policy.consecutive_gateway_errors),
-        count("consecutiveLocalOriginFailures", policy.consecutive_local_origin_failures.filter(|_| split)),
-        Some(Setting::new("interval", text(policy.interval))),
-        Some(Setting::new("baseEjectionTime", text(policy.base_ejection_time))),
-        Some(Setting::new("maxEjectionPercent", policy.max_ejection_percent)),
-        count("minHealthPercent", Some(policy.min_health_percent).filter(|percent| *percent > 0)),
+        count("consecutive5xxErrors", consecutive_5xx),
+        count("consecutiveGatewayErrors", consecutive_gateway_errors),
+        count("consecutiveLocalOriginFailures", consecutive_local_origin_failures.filter(|_| split)),
+        Some(Setting::new("interval", text(interval))),
+        Some(Setting::new("baseEjectionTime", text(base_ejection_time))),
+        Some(Setting::new("maxEjectionPercent", max_ejection_percent)),
+        count("minHealthPercent", Some(min_health_percent).filter(|percent| *percent > 0)),
         (!codes.is_empty()).then(|| Setting::new("outlierDetectionHttpErrorCodes", codes.join(","))),
     ];
     all.into_iter().flatten().collect()
