@@ -12,7 +12,7 @@ pub(crate) fn instance(service: &str, id: &str, address: &str, port: u16) -> Ins
         service: service.to_owned(),
         port,
         warning_weight: 1,
-        health: v1::Health::Healthy,
+        health: weft_proto::v1::Health::Healthy,
         ..Instance::at(address.parse().unwrap())
     }
 }
