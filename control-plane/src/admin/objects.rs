@@ -39,16 +39,15 @@ pub(super) async fn apply(mesh: &Mesh, request: v1::ApplyRequest) -> Result<v1::
     let old: HashMap<Key, &Document> = policies.api.iter().map(|d| (d.key(), &**d)).collect();
     let replaced: Vec<&Document> = documents.iter().filter_map(|d| old.get(&d.key()).copied()).collect();
     let changed: Vec<&Document> = replaced.iter().copied().chain(&documents).collect();
-    let impact = weft_policy::impact(&changed, &all);
-    let part = impact.as_ref().map_or(&all[..], |impact| &impact.documents[..]);
-    for problem in weft_policy::check(part) {
+    let part = weft_policy::impact(&changed, &all).documents;
+    for problem in weft_policy::check(&part) {
         // Existing problems are not this request's.
         if files.contains(&problem.file) {
             failed |= problem.severity == Severity::Error;
             texts.push(problem.to_string());
         }
     }
-    let needed = weft_policy::needs(&replaced, part, &|host| mesh.read(|world| world.offers(host)));
+    let needed = weft_policy::needs(&replaced, &part, &|host| mesh.read(|world| world.offers(host)));
     for document in &documents {
         if let Some(need) = needed.get(&document.key()) {
             failed |= !request.force;

@@ -240,7 +240,7 @@ mod tests {
         let store = Arc::new(Embedded::open(dir).unwrap());
         let mesh = Mesh::open(store, "cluster.local", Duration::from_secs(15)).await.unwrap();
         for (number, namespace, service) in [(1, "default", "order"), (2, "default", "payment"), (3, "shop", "cart")] {
-            let (name, node) = (format!("n{number}"), node(number, namespace));
+            let (name, node) = (format!("n{number}"), Node::of_test(namespace, number));
             let session = mesh.begin_session(&name, node).await.unwrap();
             let (service_id, service) = (format!("{service}-1"), service.to_owned());
             let instance = v1::Instance { service_id, service, port: 80, ..Default::default() };
@@ -262,10 +262,6 @@ mod tests {
             tokens: Arc::new(Tokens::new(&[7; 32])),
             telemetry: Telemetry::default(),
         }
-    }
-
-    fn node(number: u8, namespace: &str) -> Node {
-        Node::of_test(namespace, number)
     }
 
     fn token(api: &HttpApi, namespace: &str, read: &[&str], keys: &[&str]) -> String {

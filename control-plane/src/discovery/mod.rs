@@ -217,6 +217,8 @@ impl Discovery {
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if the identity has too many, or this control plane has its share already.
     fn begin(&self, identity: &SpiffeId, others: usize) -> Result<(), Status> {
+        // Under this lock, so that the streams that begin at once are counted exactly.
+        let mut accounts = self.accounts();
         let (open, most) = (self.open.load(Ordering::Relaxed), self.most);
         if most > 0 && open >= most && others > 0 {
             let text = format!(
@@ -226,7 +228,6 @@ impl Discovery {
             tracing::info!(%identity, "a stream is sent away: {text}");
             return Err(Status::resource_exhausted(text));
         }
-        let mut accounts = self.accounts();
         let held = accounts.of(&identity.to_string()).count;
         if held >= bounds::STREAMS {
             drop(accounts);

@@ -347,7 +347,7 @@ impl PolicyFolder {
         let changed = open.iter().flat_map(|file| file.applied.iter().chain(file.newest()));
         let changed: Vec<&Document> = changed.map(AsRef::as_ref).collect();
         let all = self.candidates(&HashSet::new());
-        let impact = impact(&changed, &all)?;
+        let impact = impact(&changed, &all);
         let found = check(&impact.documents);
         if found.iter().any(|problem| problem.severity == Severity::Error) {
             return None;

@@ -22,11 +22,12 @@ pub struct Impact<'a> {
 }
 
 /// The impact of a change; `changed` are the old and the new versions, `all` are all documents that are applied
-/// together. `None`: everything is checked.
-pub fn impact<'a>(changed: &[&'a Document], all: &[&'a Document]) -> Option<Impact<'a>> {
+/// together.
+pub fn impact<'a>(changed: &[&'a Document], all: &[&'a Document]) -> Impact<'a> {
     let scopes = || changed.iter().map(|document| Scope::of(document));
     if scopes().any(|scope| scope == Scope::All) {
-        return None;
+        let files = changed.iter().chain(all).map(|document| document.file.as_str()).collect();
+        return Impact { documents: all.to_vec(), files };
     }
     let declares = scopes().any(|scope| scope == Scope::Declarations);
     let names: HashSet<&str> = changed.iter().map(|document| document.name.as_str()).collect();
@@ -44,13 +45,13 @@ pub fn impact<'a>(changed: &[&'a Document], all: &[&'a Document]) -> Option<Impa
     let is_part = |document: &&&Document| {
         files.contains(document.file.as_str()) || !is_plain(document) || beside.is_compared_with(document)
     };
-    Some(Impact { documents: all.iter().filter(is_part).copied().collect(), files })
+    Impact { documents: all.iter().filter(is_part).copied().collect(), files }
 }
 
 /// The problems of the files that a change can affect, as a check of `all` finds them; `changed` are the old and the new
 /// versions, `all` are all documents that are applied together.
 pub fn check_change(changed: &[&Document], all: &[&Document]) -> Vec<Problem> {
-    let Some(impact) = impact(changed, all) else { return check(all) };
+    let impact = impact(changed, all);
     let mut problems = check(&impact.documents);
     problems.retain(|problem| impact.files.contains(problem.file.as_str()));
     problems
@@ -189,7 +190,7 @@ impl Hosts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parse;
+    use crate::{needs, parse};
 
     /// Random documents with few names, so that they refer to each other; deterministic for a seed.
     struct Dice(u64);
@@ -264,7 +265,7 @@ mod tests {
     #[test]
     fn a_check_of_the_affected_finds_what_a_check_of_all_does() {
         let mut dice = Dice(7);
-        let (mut narrowed, mut found) = (0, 0);
+        let (mut narrowed, mut found, mut needs_found) = (0, 0, 0);
         for _ in 0..40 {
             let mut files: Vec<Vec<Document>> = (0..12).map(|number| file(&mut dice, number)).collect();
             for round in 0..12 {
@@ -274,7 +275,13 @@ mod tests {
                 let after: Vec<Document> = files.concat();
                 let changed: Vec<&Document> = old.iter().chain(&files[number]).collect();
                 let all: Vec<&Document> = after.iter().collect();
-                let Some(affected) = impact(&changed, &all) else { continue };
+                let affected = impact(&changed, &all);
+                // Documents of the old version that stay under their key: the new version may lack a part of them.
+                let stays = |old: &&Document| files[number].iter().any(|new| new.is_same_object(old));
+                let replaced: Vec<&Document> = old.iter().filter(stays).collect();
+                let needed = needs(&replaced, &all, &|_| false);
+                needs_found += needed.len();
+                assert_eq!(needs(&replaced, &affected.documents, &|_| false), needed);
                 let is_of = |problem: &Problem| affected.files.contains(problem.file.as_str());
                 let mut got = check(&before.iter().collect::<Vec<_>>());
                 got.retain(|problem| !is_of(problem));
@@ -286,7 +293,10 @@ mod tests {
                 narrowed += usize::from(affected.documents.len() < all.len());
             }
         }
-        assert!(narrowed > 50 && found > 50, "{narrowed} narrowed, {found} problems: the test is about something");
+        assert!(
+            narrowed > 50 && found > 50 && needs_found > 0,
+            "{narrowed} narrowed, {found} problems, {needs_found} needs: the test is about something"
+        );
     }
 
     #[test]
@@ -301,13 +311,13 @@ mod tests {
         let all: Vec<Document> = (0..2_000).flat_map(|n| pair(n, 1)).collect();
         let new = pair(77, 2);
         let changed: Vec<&Document> = new.iter().collect();
-        let affected = impact(&changed, &all.iter().collect::<Vec<_>>()).expect("rules and routes");
+        let affected = impact(&changed, &all.iter().collect::<Vec<_>>());
         assert_eq!((affected.documents.len(), affected.files.len()), (2, 1));
         let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e}\n\
             spec: {hosts: [s77.default.svc.cluster.local], ports: [{number: 80, name: http}]}\n";
         let entry = parse("entry.yaml", entry).documents;
         let all: Vec<&Document> = all.iter().chain(&entry).collect();
-        let affected = impact(&entry.iter().collect::<Vec<_>>(), &all).expect("a declaration");
+        let affected = impact(&entry.iter().collect::<Vec<_>>(), &all);
         assert_eq!(
             (affected.documents.len(), affected.files.len()),
             (3, 2),

@@ -23,14 +23,18 @@ const MAX_CONFIG_ENTRIES: usize = 10_000;
 /// Stored events of a namespace: Consul's agents keep as many.
 const MAX_EVENTS: usize = 256;
 
-/// The field of a stored document that names its writer. Documents are objects, and none has a field of this name.
+/// The field of a stored document that names its writer. Documents are objects; a field of this name that a client sends
+/// is dropped, or its document would count for another identity.
 const WRITER: &str = "$writer";
 
 /// A document as stored.
 fn stored_text(value: &Value, writer: &str) -> String {
     let mut value = value.clone();
-    if let (Some(fields), false) = (value.as_object_mut(), writer.is_empty()) {
-        fields.insert(WRITER.into(), writer.into());
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove(WRITER);
+        if !writer.is_empty() {
+            fields.insert(WRITER.into(), writer.into());
+        }
     }
     value.to_string()
 }

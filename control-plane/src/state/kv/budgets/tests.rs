@@ -111,6 +111,12 @@ async fn sessions_queries_and_config_entries_have_bounds_and_budgets() {
     assert!(mesh.put_query(A, "q1", None, false).await.unwrap());
     assert!(mesh.put_query(A, "q2", Some(&query(1)), true).await.unwrap());
 
+    // A program without a sidecar cannot write on another identity's account.
+    let forged = json!({ "Name": "", "$writer": B.identity });
+    assert!(mesh.put_query("default", "q3", Some(&forged), true).await.unwrap());
+    let seen = mesh.read_queries(|all| all.get("default", "q3").cloned()).unwrap();
+    assert_eq!((seen.value, seen.writer.as_str()), (json!({ "Name": "" }), ""));
+
     let entry = |bytes: usize| json!({ "Kind": "service-router", "Name": "a", "Meta": { "k": "x".repeat(bytes) } });
     let put = async |writer: Writer<'_>, id: &str, bytes: usize| {
         mesh.put_config(writer, id, Some(&entry(bytes)), None, (Vec::new(), &[])).await
