@@ -152,7 +152,11 @@ impl Config {
         Ok(config)
     }
 
-    fn check(&self) -> Result<(), String> {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// If one is invalid.
+    pub fn check(&self) -> Result<(), String> {
         for (field, value) in [("image", &self.image), ("revision", &self.revision), ("namespace", &self.namespace)] {
             if value.is_empty() {
                 return Err(format!("`{field}` must not be empty"));
