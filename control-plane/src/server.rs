@@ -46,6 +46,8 @@ use crate::store::etcd::{Access, Etcd};
 use crate::store::snapshot::automatic;
 use crate::store::{self, Condition, Op, Table};
 use crate::telemetry::Telemetry;
+use crate::webhook;
+use weft_kubernetes::{bundle, watch};
 
 /// The configuration of a control plane.
 #[derive(Debug, Clone)]
@@ -64,6 +66,8 @@ pub struct Config {
     pub policy_grace: Duration,
     /// Whether a Kubernetes cluster is followed, and its kubeconfig; without that it is the cluster around this process.
     pub kubernetes: Option<Option<PathBuf>>,
+    /// The admission webhooks of that cluster.
+    pub webhook: Option<webhook::Settings>,
     /// The listener for sidecars.
     pub listen: SocketAddr,
     /// Trust domain of a mesh that is created now; an existing one keeps its own.
@@ -172,6 +176,11 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let folder = config.allow_external.then(|| config.data_dir.join("external"));
     let externals = Externals::open(mesh.clone(), discovery.clone(), folder).await?;
     tokio::spawn(externals.clone().keep());
+    if let (Some(kubeconfig), Some(settings)) = (&config.kubernetes, config.webhook) {
+        let client = watch::client(kubeconfig.as_deref()).await?;
+        tokio::spawn(bundle::keep(client, ca.root_pem()));
+        webhook::serve(mesh.clone(), settings, &ca, telemetry.admissions.clone())?;
+    }
     let api = HttpApi { externals, consul: consul.clone(), eureka: eureka.clone(), tokens: tokens.clone(), telemetry };
     listener::serve(api, &config.http, &ca).await?;
     let queries = Arc::<Pace>::default();

@@ -58,7 +58,14 @@ impl Cluster {
         let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1", "labels": zone } });
         cluster.apply(&node.to_string())?;
         let kubeconfig = cluster.folder.join("admin.kubeconfig").to_string_lossy().into_owned();
-        cluster.mesh.control_plane_args = vec!["--kubernetes".into(), "--kubeconfig".into(), kubeconfig];
+        let injection = cluster.folder.join("injection.yaml");
+        // This API server has no native sidecars.
+        std::fs::write(&injection, "image: weft:test\nnativeSidecar: false\n")?;
+        let injection = injection.to_string_lossy().into_owned();
+        let address = cluster.mesh.center.ip.clone();
+        let options = [("--kubeconfig", kubeconfig), ("--webhook-name", address), ("--injection-config", injection)];
+        let options = options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        cluster.mesh.control_plane_args = ["--kubernetes".to_owned()].into_iter().chain(options).collect();
         cluster.mesh.start_control_plane()?;
         Ok(cluster)
     }
@@ -92,6 +99,14 @@ impl Cluster {
     /// # Errors
     /// If it fails.
     pub(crate) fn kubectl(&self, args: &[&str], input: &str) -> Result<String> {
+        Ok(self.kubectl_with_warnings(args, input)?.0)
+    }
+
+    /// The output of kubectl, and the warnings of the API server.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub(crate) fn kubectl_with_warnings(&self, args: &[&str], input: &str) -> Result<(String, String)> {
         let mut child = self
             .mesh
             .center
@@ -107,7 +122,7 @@ impl Cluster {
         let output = child.wait_with_output()?;
         let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "kubectl {}: {errors}", args.join(" "));
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        Ok((String::from_utf8_lossy(&output.stdout).into_owned(), errors.into_owned()))
     }
 
     /// Applies objects.

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod source;
+mod webhooks;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // They share a cluster, and one of them takes its API server away.
     arguments.test_threads = Some(1);
-    let scenarios: Vec<(&str, Scenario)> = source::all();
+    let scenarios: Vec<(&str, Scenario)> = [source::all(), webhooks::all()].concat();
     if arguments.list {
         let trials = scenarios.into_iter().map(|(name, _)| Trial::test(name, || Ok(())));
         return libtest_mimic::run(&arguments, trials.collect()).exit_code();

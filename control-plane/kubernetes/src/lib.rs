@@ -6,6 +6,7 @@
 //! makes the documents and instances of the mesh. [`watch`] lists and watches the API, and [`status`] writes conditions
 //! back.
 
+pub mod bundle;
 mod cluster;
 pub mod objects;
 pub mod policies;
