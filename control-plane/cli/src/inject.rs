@@ -122,7 +122,7 @@ mod tests {
         (code, String::from_utf8(out).unwrap(), String::from_utf8(notes).unwrap())
     }
 
-    const POD: &str = "kind: Pod\nmetadata: {name: a, annotations: {sidecar.istio.io/bootstrapOverride: x}}\n\
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, annotations: {sidecar.istio.io/bootstrapOverride: x}}\n\
                        spec: {containers: [{name: app}]}\n";
     const OTHER: &str = "# as it is\nkind: Service\nmetadata: {name: b}\n";
 
@@ -150,7 +150,10 @@ mod tests {
             std::fs::write(folder.path().join(name), text).unwrap();
             folder.path().join(name).to_string_lossy().into_owned()
         };
-        let bad = file("bad.yaml", "kind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: weft-proxy}]}\n");
+        let bad = file(
+            "bad.yaml",
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: weft-proxy}]}\n",
+        );
         let (code, out, notes) = run(&["-f", &bad]);
         assert_eq!((code.unwrap(), &*out), (ExitCode::FAILURE, ""));
         assert!(

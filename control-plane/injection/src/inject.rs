@@ -9,13 +9,13 @@ mod containers;
 mod metadata;
 mod probes;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 use crate::patch::{Patch, WrongType};
 use crate::settings::{Report, Settings, annotations};
 use crate::{INIT, PROXY, STATUS};
-use containers::{PORTS, VOLUMES};
+use containers::{MOST_LABELS, PORTS, VOLUMES};
 pub use metadata::METRICS_VARIABLE;
 pub use probes::PROBES_VARIABLE;
 
@@ -104,8 +104,9 @@ pub fn inject(config: &Config, owner: Option<&Owner>, pod: &Value) -> Result<Inj
     let application = default_container(pod);
     if !is_injected(pod) {
         warn(pod, owner, &settings, &mut report);
+        metadata::labels(&mut patch, owner, &settings)?;
         let status = add(&mut patch, config, &settings, grace_s)?;
-        metadata::add(&mut patch, owner, &settings, &application, &status)?;
+        metadata::annotations(&mut patch, &application, &status)?;
         metadata::prometheus(&mut patch, &settings, &mut report)?;
     }
     if settings.rewrite_probes {
@@ -178,6 +179,12 @@ fn check(config: &Config, pod: &Value, report: &mut Report) {
 }
 
 fn warn(pod: &Value, owner: Option<&Owner>, settings: &Settings, report: &mut Report) {
+    let labels = pod.pointer("/metadata/labels").and_then(Value::as_object).map_or(0, Map::len);
+    if labels > MOST_LABELS - metadata::LABELS {
+        report
+            .warnings
+            .push(format!("the pod has {labels} labels: policies select it by the first {MOST_LABELS} only"));
+    }
     let policy = pod.pointer("/spec/dnsPolicy").and_then(Value::as_str).unwrap_or("ClusterFirst");
     if !policy.starts_with("ClusterFirst") {
         report.warnings.push(format!(
@@ -194,7 +201,7 @@ fn warn(pod: &Value, owner: Option<&Owner>, settings: &Settings, report: &mut Re
 /// Adds containers, volumes and secrets; returns their names.
 fn add(patch: &mut Patch, config: &Config, settings: &Settings, grace_s: u64) -> Result<Value, WrongType> {
     let init = containers::init(config, settings);
-    let proxy = containers::proxy(config, settings, grace_s);
+    let proxy = containers::proxy(config, settings, patch.document(), grace_s);
     let inits: Vec<Value> = init.into_iter().chain(settings.native.then(|| proxy.clone())).collect();
     let mut status = json!({ "revision": config.revision, "initContainers": [], "containers": [], "volumes": [] });
     let mut added = |list: &str, item: &Value| {

@@ -7,16 +7,16 @@ use crate::config::Config;
 use crate::decide::{Decision, Namespace, decide};
 use crate::inject::{Owner, inject};
 
-/// The kinds that have pods, and where their pod is.
-const WORKLOADS: &[(&str, &[&str])] = &[
-    ("Pod", &[]),
-    ("Deployment", &["spec", "template"]),
-    ("StatefulSet", &["spec", "template"]),
-    ("DaemonSet", &["spec", "template"]),
-    ("ReplicaSet", &["spec", "template"]),
-    ("ReplicationController", &["spec", "template"]),
-    ("Job", &["spec", "template"]),
-    ("CronJob", &["spec", "jobTemplate", "spec", "template"]),
+/// The kinds that have pods: their API group, and where their pod is. Other groups have kinds of the same names.
+const WORKLOADS: &[(&str, &str, &[&str])] = &[
+    ("", "Pod", &[]),
+    ("apps", "Deployment", &["spec", "template"]),
+    ("apps", "StatefulSet", &["spec", "template"]),
+    ("apps", "DaemonSet", &["spec", "template"]),
+    ("apps", "ReplicaSet", &["spec", "template"]),
+    ("", "ReplicationController", &["spec", "template"]),
+    ("batch", "Job", &["spec", "template"]),
+    ("batch", "CronJob", &["spec", "jobTemplate", "spec", "template"]),
 ];
 
 /// A file with sidecars.
@@ -42,7 +42,7 @@ impl Namespaces {
     /// sidecars; pods of others are injected unless they decline.
     pub fn of<'t>(default: &str, texts: impl Iterator<Item = &'t str>) -> Self {
         let documents = texts.flat_map(|text| yaml::parse(text).0);
-        let declared = documents.filter_map(|document| Namespace::read(&document.root.to_json()));
+        let declared = documents.filter_map(|document| Namespace::read(&to_json(&document.root)));
         Self { default: default.to_owned(), declared: declared.collect() }
     }
 
@@ -58,7 +58,7 @@ pub fn add_sidecars(config: &Config, namespaces: &Namespaces, text: &str) -> Man
     let (documents, errors) = yaml::parse(text);
     manifest.errors.extend(errors.iter().map(|e| format!("line {}: {}", e.place.line, e.text)));
     for (index, document) in documents.iter().enumerate() {
-        let object = document.root.to_json();
+        let object = to_json(&document.root);
         let changed = object_with(config, namespaces, &object, &mut manifest);
         let text = match changed {
             None => document.text.clone(),
@@ -83,10 +83,42 @@ pub fn to_yaml(value: &Value) -> Result<String, String> {
     serde_saphyr::to_string(value).map_err(|error| error.to_string())
 }
 
+/// A value as kubectl reads it, by YAML 1.1: `0644` is octal, and `yes` is a boolean.
+fn to_json(node: &yaml::Node) -> Value {
+    match &node.value {
+        yaml::Value::Seq(items) => items.iter().map(to_json).collect(),
+        yaml::Value::Map(entries) => entries.iter().map(|(key, node)| (key.name.clone(), to_json(node))).collect(),
+        yaml::Value::Scalar { text, plain: true } => old_scalar(text).unwrap_or_else(|| node.to_json()),
+        _ => node.to_json(),
+    }
+}
+
+/// The value of a plain scalar that YAML 1.2 reads in another way.
+fn old_scalar(text: &str) -> Option<Value> {
+    match text {
+        "y" | "Y" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" => return Some(true.into()),
+        "n" | "N" | "no" | "No" | "NO" | "off" | "Off" | "OFF" => return Some(false.into()),
+        _ => {}
+    }
+    let (sign, digits) = text.strip_prefix('-').map_or((1, text.trim_start_matches('+')), |digits| (-1, digits));
+    let digits = digits.replace('_', "");
+    let (base, digits) = match digits.as_bytes() {
+        [b'0', b'x' | b'X', ..] => (16, &digits[2..]),
+        [b'0', b'o' | b'O', ..] => (8, &digits[2..]),
+        [b'0', b'b' | b'B', ..] => (2, &digits[2..]),
+        [b'0', _, ..] => (8, &digits[1..]),
+        [b'1'..=b'9', ..] => (10, &*digits),
+        _ => return None,
+    };
+    let number = digits.chars().all(|digit| digit.is_digit(base)).then(|| i64::from_str_radix(digits, base).ok())??;
+    Some((sign * number).into())
+}
+
 /// The object with sidecars; `None`: it is as it was.
 fn object_with(config: &Config, namespaces: &Namespaces, object: &Value, manifest: &mut Manifest) -> Option<Value> {
     let kind = object.get("kind")?.as_str()?;
-    if kind == "List" {
+    let group = object.get("apiVersion")?.as_str()?.split_once('/').map_or("", |(group, _)| group);
+    if (group, kind) == ("", "List") {
         let items = object.get("items")?.as_array()?;
         let changed: Vec<Option<Value>> =
             items.iter().map(|item| object_with(config, namespaces, item, manifest)).collect();
@@ -97,7 +129,7 @@ fn object_with(config: &Config, namespaces: &Namespaces, object: &Value, manifes
         list["items"] = changed.into_iter().zip(items).map(|(new, old)| new.unwrap_or_else(|| old.clone())).collect();
         return Some(list);
     }
-    let (_, path) = WORKLOADS.iter().find(|(known, _)| *known == kind)?;
+    let (_, _, path) = WORKLOADS.iter().find(|(of, known, _)| (*of, *known) == (group, kind))?;
     let metadata = |name: &str| object.pointer(&format!("/metadata/{name}")).and_then(Value::as_str);
     let name = metadata("name").or_else(|| metadata("generateName")).unwrap_or_default();
     let namespace = metadata("namespace").unwrap_or(&namespaces.default);
@@ -131,4 +163,50 @@ fn object_with(config: &Config, namespaces: &Namespaces, object: &Value, manifes
     let pointer: String = path.iter().map(|part| format!("/{part}")).collect();
     *object.pointer_mut(&pointer)? = injection.pod;
     Some(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn scalars_mean_what_they_mean_to_kubectl() {
+        for (text, expected) in [
+            ("0644", json!(420)),
+            ("0o644", json!(420)),
+            ("-010", json!(-8)),
+            ("0x1f", json!(31)),
+            ("0b11", json!(3)),
+            ("1_000", json!(1000)),
+            ("+7", json!(7)),
+            ("0", json!(0)),
+            ("42", json!(42)),
+            ("0.5", json!(0.5)),
+            ("1e3", json!(1000.0)),
+            ("yes", json!(true)),
+            ("Off", json!(false)),
+            ("true", json!(true)),
+            ("~", json!(null)),
+            ("'yes'", json!("yes")),
+            ("'0644'", json!("0644")),
+            ("0899", json!(899)),
+            ("12:30", json!("12:30")),
+            ("1.2.3", json!("1.2.3")),
+            ("-", json!([null])),
+            ("500m", json!("500m")),
+        ] {
+            let (documents, errors) = yaml::parse(text);
+            assert!(errors.is_empty(), "{text}: {errors:?}");
+            assert_eq!(to_json(&documents[0].root), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn kinds_of_other_groups_pass_through() {
+        let text = "# of another group\napiVersion: batch.volcano.sh/v1alpha1\nkind: Job\nmetadata: {name: a}\n";
+        let manifest = add_sidecars(&Config::default(), &Namespaces::of("default", std::iter::empty()), text);
+        assert_eq!(manifest, Manifest { text: text.to_owned(), ..Manifest::default() });
+    }
 }

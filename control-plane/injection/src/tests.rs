@@ -58,6 +58,34 @@ fn files_get_the_sidecars_of_the_goldens() {
     }
 }
 
+/// What the types of Kubernetes drop of an object is at a wrong place, or has a wrong name.
+#[test]
+fn pods_with_sidecars_have_no_field_that_kubernetes_does_not_know() {
+    let (folder, names) = goldens();
+    let mut pods = 0;
+    for name in names {
+        for kind in ["native", "classic"] {
+            let text = fs::read_to_string(folder.join(kind).join(&name)).unwrap();
+            for document in weft_policy::yaml::parse(&text).0 {
+                let object = document.root.to_json();
+                let template = ["/spec/template/spec", "/spec/jobTemplate/spec/template/spec", "/spec"];
+                let Some(spec) =
+                    template.iter().find_map(|at| object.pointer(at)).filter(|spec| spec["volumes"].is_array())
+                else {
+                    continue;
+                };
+                let mut spec = spec.clone();
+                spec.as_object_mut().unwrap().remove("futureField");
+                let typed: k8s_openapi::api::core::v1::PodSpec = serde_json::from_value(spec.clone())
+                    .unwrap_or_else(|error| panic!("{kind}/{name}: {error}\n{spec:#}"));
+                assert_eq!(serde_json::to_value(typed).unwrap(), spec, "{kind}/{name}");
+                pods += 1;
+            }
+        }
+    }
+    assert!(pods >= 10, "{pods} pods");
+}
+
 #[test]
 fn a_file_with_sidecars_stays_as_it_is() {
     let (folder, names) = goldens();

@@ -21,6 +21,8 @@ const READY_PORT: u16 = 15021;
 pub(crate) const METRICS_PORT: u16 = 15020;
 /// Ports of the proxy, which an application cannot have.
 pub(crate) const PORTS: [u16; 6] = [15000, 15001, 15006, METRICS_PORT, READY_PORT, 15053];
+/// Most labels that the control plane accepts of a sidecar.
+pub(crate) const MOST_LABELS: usize = 128;
 /// Between the proxy's last moment and the end of the pod's grace period.
 const BEFORE_KILL_S: u64 = 2;
 
@@ -46,8 +48,8 @@ pub(crate) fn init(config: &Config, settings: &Settings) -> Option<Value> {
     Some(container)
 }
 
-/// The proxy. `grace_s`: the pod's `terminationGracePeriodSeconds`.
-pub(crate) fn proxy(config: &Config, settings: &Settings, grace_s: u64) -> Value {
+/// The proxy of a pod with its labels. `grace_s`: its `terminationGracePeriodSeconds`.
+pub(crate) fn proxy(config: &Config, settings: &Settings, pod: &Value, grace_s: u64) -> Value {
     let ready = json!({ "path": "/healthz/ready", "port": READY_PORT });
     let mut mounts = vec![
         json!({ "name": VOLUMES[0], "mountPath": TOKEN.0, "readOnly": true }),
@@ -55,15 +57,13 @@ pub(crate) fn proxy(config: &Config, settings: &Settings, grace_s: u64) -> Value
         json!({ "name": VOLUMES[2], "mountPath": DATA }),
     ];
     mounts.extend(settings.mounts.iter().cloned());
-    let field = |path: &str| json!({ "fieldRef": { "fieldPath": path } });
     let mut container = json!({
         "name": PROXY,
         "image": settings.image,
         "command": ["weft-sidecar"],
-        "args": arguments(config, settings, grace_s),
+        "args": arguments(config, settings, pod, grace_s),
         "env": [
-            { "name": "POD_NAME", "valueFrom": field("metadata.name") },
-            { "name": "INSTANCE_IP", "valueFrom": field("status.podIP") },
+            { "name": "INSTANCE_IP", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } },
             { "name": "WEFT_LOG", "value": settings.log_level },
         ],
         "ports": [{ "name": "weft-metrics", "containerPort": METRICS_PORT, "protocol": "TCP" }],
@@ -89,13 +89,21 @@ pub(crate) fn proxy(config: &Config, settings: &Settings, grace_s: u64) -> Value
     container
 }
 
-fn arguments(config: &Config, settings: &Settings, grace_s: u64) -> Vec<String> {
+fn arguments(config: &Config, settings: &Settings, pod: &Value, grace_s: u64) -> Vec<String> {
     let mut arguments = vec!["run".to_owned()];
     let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
     option("--control-plane", config.control_plane());
     option("--service-account-token", format!("{}/{}", TOKEN.0, TOKEN.1));
     option("--root-certificate", format!("{}/{}", ROOT.0, ROOT.1));
-    option("--workload", "$(POD_NAME)".to_owned());
+    let labels = pod.pointer("/metadata/labels").and_then(Value::as_object);
+    let labels = labels.into_iter().flatten().filter_map(|(name, value)| Some((name, value.as_str()?)));
+    for (name, value) in labels.take(MOST_LABELS) {
+        if name == super::metadata::NAME {
+            option("--workload", value.to_owned());
+        }
+        // Policies select workloads by labels.
+        option("--label", format!("{name}={value}"));
+    }
     if let Some(workers) = settings.workers {
         option("--workers", workers.to_string());
     }

@@ -11,19 +11,17 @@ use crate::settings::{Report, Settings};
 
 /// The proxy's environment variable with the application's own metrics: port and path.
 pub const METRICS_VARIABLE: &str = "WEFT_APP_METRICS";
+/// Number of labels that are added.
+pub(super) const LABELS: usize = 3;
+/// Label with the workload's name.
+pub(super) const NAME: &str = "service.istio.io/canonical-name";
 /// Longest value of a label.
 const MAX_LABEL: usize = 63;
 /// Page of the proxy with its metrics and those of the application.
 const METRICS_PAGE: &str = "/stats/prometheus";
 
-/// Marks the pod as one that takes mutual TLS, if its proxy receives that, names its workload, and keeps `kubectl logs` and `exec` at the application.
-pub(crate) fn add(
-    patch: &mut Patch,
-    owner: Option<&Owner>,
-    settings: &Settings,
-    application: &str,
-    status: &Value,
-) -> Result<(), WrongType> {
+/// Marks the pod as one that takes mutual TLS, if its proxy receives that, and names its workload.
+pub(crate) fn labels(patch: &mut Patch, owner: Option<&Owner>, settings: &Settings) -> Result<(), WrongType> {
     let pod = patch.document();
     let label = |names: &[&str]| names.iter().find_map(|name| text(pod, "labels", name).map(str::to_owned));
     let name = label(&["app.kubernetes.io/name", "app"])
@@ -34,9 +32,13 @@ pub(crate) fn add(
     let mode = if settings.captures_inbound { "istio" } else { "disabled" };
     patch.set(&["metadata", "labels", "security.istio.io/tlsMode"], mode.into())?;
     if let Some(name) = name {
-        patch.set_default(&["metadata", "labels", "service.istio.io/canonical-name"], name.into())?;
+        patch.set_default(&["metadata", "labels", NAME], name.into())?;
     }
-    patch.set_default(&["metadata", "labels", "service.istio.io/canonical-revision"], version.into())?;
+    patch.set_default(&["metadata", "labels", "service.istio.io/canonical-revision"], version.into())
+}
+
+/// Records what was added, and keeps `kubectl logs` and `exec` at the application.
+pub(crate) fn annotations(patch: &mut Patch, application: &str, status: &Value) -> Result<(), WrongType> {
     for name in ["kubectl.kubernetes.io/default-container", "kubectl.kubernetes.io/default-logs-container"] {
         patch.set_default(&["metadata", "annotations", name], application.into())?;
     }
