@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -167,13 +167,9 @@ impl Application {
         }
     }
 
-    /// The address of the application. Without marks the rules recognise a delivery by its source, which exists in IPv4 only.
+    /// The address of the application.
     fn address(&self) -> IpAddr {
-        match self.address {
-            Some(IpAddr::V6(_)) if !connect::marks() => Ipv6Addr::LOCALHOST.into(),
-            Some(address) => address,
-            None => Ipv4Addr::LOCALHOST.into(),
-        }
+        self.address.unwrap_or(Ipv4Addr::LOCALHOST.into())
     }
 
     /// The sidecar's metrics with those of the application, in Prometheus' text format.
