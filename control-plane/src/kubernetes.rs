@@ -1,7 +1,6 @@
 //! Follows a Kubernetes cluster: its objects become instances and documents of the mesh, and its policies get a status.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use anyhow::Result;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use weft_kubernetes::watch::{self, Changed};
-use weft_kubernetes::{Change, Cluster, status};
+use weft_kubernetes::{Change, Client, Cluster, status};
 
 use crate::state::Mesh;
 
@@ -23,9 +22,8 @@ const REPORT: Duration = Duration::from_secs(10);
 /// would take endpoints away from sidecars that still have them from before.
 ///
 /// # Errors
-/// If there is no configuration of a client. An API server that does not answer is waited for.
-pub async fn follow(mesh: Arc<Mesh>, kubeconfig: Option<&Path>, trust_domain: &str) -> Result<()> {
-    let client = watch::client(kubeconfig).await?;
+/// If the watches end. An API server that does not answer is waited for.
+pub async fn follow(mesh: Arc<Mesh>, client: Client, trust_domain: &str) -> Result<()> {
     let (resources, mut changes) = watch::start(&client);
     let mut cluster = Cluster::new(trust_domain);
     let mut missing: BTreeSet<_> = resources.into_iter().collect();

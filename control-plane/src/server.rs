@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::Server;
+use weft_kubernetes::accounts::Accounts;
 use weft_proto::envoy::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use weft_proto::v1::admin_server::AdminServer;
 use weft_proto::v1::catalog_server::CatalogServer;
@@ -62,8 +63,8 @@ pub struct Config {
     pub policies: Option<PathBuf>,
     /// How long the documents of an emptied or removed policy file are kept.
     pub policy_grace: Duration,
-    /// Whether a Kubernetes cluster is followed, and its kubeconfig; without that it is the cluster around this process.
-    pub kubernetes: Option<Option<PathBuf>>,
+    /// The Kubernetes cluster that is followed.
+    pub kubernetes: Option<Cluster>,
     /// The listener for sidecars.
     pub listen: SocketAddr,
     /// Trust domain of a mesh that is created now; an existing one keeps its own.
@@ -86,6 +87,15 @@ pub struct Config {
     pub allow_external: bool,
     /// The other data centres.
     pub federation: federation::Settings,
+}
+
+/// A Kubernetes cluster.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// `None`: the cluster around this process.
+    pub kubeconfig: Option<PathBuf>,
+    /// Whether the token of a pod is accepted from the pod's addresses alone.
+    pub check_addresses: bool,
 }
 
 /// Name of the administrator's socket in the data folder.
@@ -134,9 +144,14 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
             }
         });
     }
-    if let Some(kubeconfig) = &config.kubernetes {
-        kubernetes::follow(mesh.clone(), kubeconfig.as_deref(), ca.trust_domain()).await?;
-    }
+    let accounts = match &config.kubernetes {
+        Some(cluster) => {
+            let client = weft_kubernetes::watch::client(cluster.kubeconfig.as_deref()).await?;
+            kubernetes::follow(mesh.clone(), client.clone(), ca.trust_domain()).await?;
+            Some(Accounts::new(client, cluster.check_addresses))
+        }
+        None => None,
+    };
     tokio::spawn(mesh.clone().reap());
     let address_of_dns = config.dns_listen.iter().find_map(|place| place.reachable());
     let datacenter = config.federation.datacenter.clone();
@@ -179,6 +194,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let identity = IdentityService {
         ca: ca.clone(),
         tokens,
+        accounts,
         lifetime: config.certificate_ttl,
         rates: Rates::new(signing::BURST, signing::INTERVAL),
         refusals: refusals.clone(),
