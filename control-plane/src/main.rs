@@ -70,6 +70,10 @@ struct Args {
     /// Accept the token of a pod from any address: for networks that translate addresses between pods and this process.
     #[arg(long, requires = "kubernetes")]
     no_pod_address_check: bool,
+    /// Secret, in this process's own namespace, that keeps the certificate authority and the key of tokens instead of the store:
+    /// it is made at the first start, and shared by all control planes of the cluster.
+    #[arg(long, value_name = "NAME", requires = "kubernetes")]
+    ca_secret: Option<String>,
     /// Address that sidecars connect to (TLS).
     #[arg(long, default_value = "0.0.0.0:15012")]
     listen: SocketAddr,
@@ -267,9 +271,11 @@ fn main() -> Result<()> {
         etcd: Access { ca: args.etcd_ca, certificate: args.etcd_cert.zip(args.etcd_key), user },
         data_dir: args.data_dir,
         policies: args.policies,
-        kubernetes: args
-            .kubernetes
-            .then_some(Cluster { kubeconfig: args.kubeconfig, check_addresses: !args.no_pod_address_check }),
+        kubernetes: args.kubernetes.then_some(Cluster {
+            kubeconfig: args.kubeconfig,
+            check_addresses: !args.no_pod_address_check,
+            secret: args.ca_secret,
+        }),
         policy_grace: Duration::from_secs(args.policy_grace),
         listen: args.listen,
         trust_domain: args.trust_domain,

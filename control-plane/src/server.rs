@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::Server;
 use weft_kubernetes::accounts::Accounts;
+use weft_kubernetes::secret::Secrets;
 use weft_proto::envoy::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use weft_proto::v1::admin_server::AdminServer;
 use weft_proto::v1::catalog_server::CatalogServer;
@@ -96,6 +97,8 @@ pub struct Cluster {
     pub kubeconfig: Option<PathBuf>,
     /// Whether the token of a pod is accepted from the pod's addresses alone.
     pub check_addresses: bool,
+    /// Name of the Secret, in the control plane's own namespace, that keeps its secrets.
+    pub secret: Option<String>,
 }
 
 /// Name of the administrator's socket in the data folder.
@@ -112,9 +115,16 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     };
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot make the data folder {}", config.data_dir.display()))?;
-    let ca = Arc::new(open_ca(&store, &config.trust_domain).await?);
+    let cluster = match &config.kubernetes {
+        Some(cluster) => Some((cluster, weft_kubernetes::watch::client(cluster.kubeconfig.as_deref()).await?)),
+        None => None,
+    };
+    let secret = cluster
+        .as_ref()
+        .and_then(|(cluster, client)| cluster.secret.as_ref().map(|name| Secrets::new(client.clone(), name)));
+    let ca = Arc::new(open_ca(&store, secret.as_ref(), &config.trust_domain).await?);
     listener::write_root(&ca, &config.data_dir)?;
-    let tokens = Arc::new(Tokens::new(&token_secret(&store).await?));
+    let tokens = Arc::new(Tokens::new(&token_secret(&store, secret.as_ref()).await?));
     let mut telemetry = Telemetry { store: store.health(), ..Telemetry::default() };
     if !config.snapshots.interval.is_zero() {
         let (dir, counts) = (config.data_dir.clone(), telemetry.snapshots.clone());
@@ -144,10 +154,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
             }
         });
     }
-    let accounts = match &config.kubernetes {
-        Some(cluster) => {
-            let client = weft_kubernetes::watch::client(cluster.kubeconfig.as_deref()).await?;
-            kubernetes::follow(mesh.clone(), client.clone(), ca.trust_domain()).await?;
+    let accounts = match cluster {
+        Some((cluster, client)) => {
+            kubernetes::follow(mesh.clone(), client.clone(), &ca).await?;
             Some(Accounts::new(client, cluster.check_addresses))
         }
         None => None,
@@ -219,31 +228,40 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     }
 }
 
-async fn open_ca(store: &store::Shared, trust_domain: &str) -> Result<Ca> {
+async fn open_ca(store: &store::Shared, shared: Option<&Secrets>, trust_domain: &str) -> Result<Ca> {
     let make = || {
         let (_, record) = Ca::create(trust_domain, SystemTime::now())?;
         tracing::info!(trust_domain, "created a new root certificate");
         Ok(serde_json::to_vec(&record)?)
     };
-    let json = secret(store, "ca", make).await?;
+    let json = secret(store, shared, "ca", make).await?;
     let record: CaRecord = serde_json::from_slice(&json).context("the stored CA cannot be read")?;
     Ca::load(&record)
 }
 
-async fn token_secret(store: &store::Shared) -> Result<Vec<u8>> {
+async fn token_secret(store: &store::Shared, shared: Option<&Secrets>) -> Result<Vec<u8>> {
     let make = || {
         let mut secret = vec![0; 32];
         aws_lc_rs::rand::fill(&mut secret).map_err(|_| anyhow::anyhow!("the system gives no randomness"))?;
         Ok(secret)
     };
-    secret(store, "tokens", make).await
+    secret(store, shared, "tokens", make).await
 }
 
-/// A secret, created by the first control plane that needs it.
-async fn secret(store: &store::Shared, key: &str, make: impl Fn() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
+/// A secret, created by the first control plane that needs it. That of a cluster's Secret has precedence over the store's: the
+/// store of a pod may be empty.
+async fn secret(
+    store: &store::Shared,
+    shared: Option<&Secrets>,
+    key: &str,
+    make: impl Fn() -> Result<Vec<u8>>,
+) -> Result<Vec<u8>> {
     loop {
         if let Some(record) = store.get(Table::Secrets, key).await? {
-            return Ok(record.value);
+            return match shared {
+                Some(shared) => shared.get_or_set(key, &record.value).await,
+                None => Ok(record.value),
+            };
         }
         // Another control plane may be faster: then its secret is used by all.
         store.txn(vec![Condition::absent(Table::Secrets, key)], vec![Op::put(Table::Secrets, key, make()?)]).await?;

@@ -10,6 +10,8 @@ pub mod accounts;
 mod cluster;
 pub mod objects;
 pub mod policies;
+pub mod roots;
+pub mod secret;
 pub mod status;
 pub mod watch;
 

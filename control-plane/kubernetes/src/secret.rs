@@ -1,0 +1,68 @@
+//! The control plane's own secrets, its certificate authority above all, in a Secret of the cluster: they outlive its pods, and
+//! all replicas share them without another store.
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Client;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use crate::roots::MANAGER;
+
+/// Attempts while other replicas write too.
+const ATTEMPTS: usize = 10;
+
+/// The Secret of a control plane.
+#[derive(Clone)]
+pub struct Secrets {
+    api: Api<Secret>,
+    name: String,
+}
+
+impl Secrets {
+    /// The Secret `name` of the client's own namespace.
+    pub fn new(client: Client, name: &str) -> Secrets {
+        Secrets { api: Api::default_namespaced(client), name: name.to_owned() }
+    }
+
+    /// The value of a key: that of the Secret, else `value`, which is written. Of several replicas that write at once the
+    /// first is obeyed by all.
+    ///
+    /// # Errors
+    /// If the API server does not answer or refuses; the text names the Secret.
+    pub async fn get_or_set(&self, key: &str, value: &[u8]) -> Result<Vec<u8>> {
+        let place = || format!("the Secret {} of the control plane's namespace", self.name);
+        for _ in 0..ATTEMPTS {
+            let found = self.api.get_opt(&self.name).await;
+            let found = found.with_context(|| format!("cannot read {}: it needs get, create and patch", place()))?;
+            let written = match &found {
+                Some(secret) => {
+                    if let Some(ByteString(bytes)) = secret.data.as_ref().and_then(|data| data.get(key)) {
+                        return Ok(bytes.clone());
+                    }
+                    let patch = json!({
+                        "metadata": { "resourceVersion": secret.metadata.resource_version },
+                        "data": { key: ByteString(value.to_vec()) },
+                    });
+                    let patched = self.api.patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await;
+                    patched.map(drop)
+                }
+                None => {
+                    let object = serde_json::from_value(json!({
+                        "metadata": { "name": self.name, "labels": { "app.kubernetes.io/managed-by": MANAGER } },
+                        "data": { key: ByteString(value.to_vec()) },
+                    }))?;
+                    self.api.create(&PostParams::default(), &object).await.map(drop)
+                }
+            };
+            match written {
+                // Read again: the value may be another replica's.
+                Ok(()) => {}
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(error) => return Err(error).with_context(|| format!("cannot write {}", place())),
+            }
+        }
+        bail!("{} changes all the time: {key} could not be written in {ATTEMPTS} attempts", place())
+    }
+}
