@@ -58,7 +58,8 @@ impl Cluster {
         let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1", "labels": zone } });
         cluster.apply(&node.to_string())?;
         let kubeconfig = cluster.folder.join("admin.kubeconfig").to_string_lossy().into_owned();
-        cluster.mesh.control_plane_args = vec!["--kubernetes".into(), "--kubeconfig".into(), kubeconfig];
+        cluster.mesh.control_plane_args =
+            ["--kubernetes", "--kubeconfig", &kubeconfig, "--ca-secret", "weft-ca"].map(str::to_owned).to_vec();
         cluster.mesh.start_control_plane()?;
         Ok(cluster)
     }
@@ -140,14 +141,74 @@ impl Cluster {
     /// # Errors
     /// If the API server refuses.
     pub(crate) fn register_pod(&self, namespace: &str, pod: &Pod, labels: &Value) -> Result<()> {
+        self.register_pod_of(namespace, pod, labels, "default")
+    }
+
+    /// The same for a pod with a sidecar, of a service account.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub(crate) fn register_injected_pod(
+        &self,
+        namespace: &str,
+        pod: &Pod,
+        labels: &Value,
+        account: &str,
+    ) -> Result<()> {
+        let mut labels = labels.clone();
+        labels["security.istio.io/tlsMode"] = json!("istio");
+        self.register_pod_of(namespace, pod, &labels, account)
+    }
+
+    fn register_pod_of(&self, namespace: &str, pod: &Pod, labels: &Value, account: &str) -> Result<()> {
+        let containers = json!([{ "name": "app", "image": "none" }]);
         let object = json!({
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": { "name": pod.name, "namespace": namespace, "labels": labels },
-            "spec": { "nodeName": "node-1", "containers": [{ "name": "app", "image": "none" }] },
+            "metadata": {
+                "name": pod.name,
+                "namespace": namespace,
+                "labels": labels,
+                "annotations": { "weft.dev/services": "order,stock" },
+            },
+            "spec": { "nodeName": "node-1", "serviceAccountName": account, "containers": containers },
         });
         self.apply(&object.to_string())?;
         self.set_ready(namespace, pod, true)
+    }
+
+    /// A file with a token of a service account, bound to a pod, as the kubelet projects it.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub(crate) fn bound_token(&self, namespace: &str, account: &str, pod: &str, audience: &str) -> Result<PathBuf> {
+        let uid = self.get(namespace, "pod", pod)?["metadata"]["uid"].clone();
+        let request = json!({
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {
+                "audiences": [audience],
+                "expirationSeconds": 3600,
+                "boundObjectRef": { "kind": "Pod", "apiVersion": "v1", "name": pod, "uid": uid },
+            },
+        });
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+        let made = self.kubectl(&["create", "--raw", &path, "-f", "-"], &request.to_string())?;
+        let made: Value = serde_json::from_str(&made)?;
+        let file = self.folder.join(format!("{namespace}-{pod}-{audience}.token"));
+        std::fs::write(&file, made["status"]["token"].as_str().context("no token")?)?;
+        Ok(file)
+    }
+
+    /// A file with the root certificate that pods of a namespace mount.
+    ///
+    /// # Errors
+    /// If the namespace does not have it.
+    pub(crate) fn root(&self, namespace: &str) -> Result<PathBuf> {
+        let found = self.get(namespace, "configmap", "weft-ca-root-cert")?;
+        let file = self.folder.join(format!("{namespace}-root-cert.pem"));
+        std::fs::write(&file, found["data"]["root-cert.pem"].as_str().context("no certificate")?)?;
+        Ok(file)
     }
 
     /// Sets the readiness of a pod's endpoints.

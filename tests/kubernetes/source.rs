@@ -16,7 +16,7 @@ pub(crate) fn all() -> Vec<(&'static str, Scenario)> {
     ]
 }
 
-fn service(name: &str, namespace: &str) -> String {
+pub(crate) fn service(name: &str, namespace: &str) -> String {
     json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -30,7 +30,7 @@ fn service(name: &str, namespace: &str) -> String {
 }
 
 /// Waits until exactly these pods serve requests to a name.
-fn serve(front: &weft_tests::Pod, name: &str, expected: &[&str]) -> Result<()> {
+pub(crate) fn serve(front: &weft_tests::Pod, name: &str, expected: &[&str]) -> Result<()> {
     wait_for("calls", SOON, || {
         let url = format!("http://{name}/");
         let results = front.requests(&json!({ "url": url, "count": 20 }))?;

@@ -17,6 +17,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use weft_core::backoff::Backoff;
 
+use crate::watch::cause;
+
 /// Name of the ConfigMap.
 pub const NAME: &str = "weft-ca-root-cert";
 /// Its key, as in Istio's.
@@ -81,10 +83,17 @@ pub async fn keep(client: Client, pem: String, mut namespaces: watch::Receiver<B
         let result = tokio::select! {
             // After a failure the watch is not asked again before its time.
             event = events.next(), if again.is_none() => match event {
-                Some(Ok(event)) => { roots.apply(event); Ok(()) }
+                Some(Ok(event)) => {
+                    let is_partial = matches!(event, Event::Init | Event::InitApply(_));
+                    roots.apply(event);
+                    if is_partial {
+                        continue;
+                    }
+                    Ok(())
+                }
                 // The version is too old: the watcher lists again.
                 Some(Err(watcher::Error::WatchError(status))) if status.code == 410 => continue,
-                Some(Err(error)) => Err(error.to_string()),
+                Some(Err(error)) => Err(refusal(cause(&error))),
                 None => return,
             },
             changed = namespaces.changed() => match changed {
@@ -103,14 +112,13 @@ pub async fn keep(client: Client, pem: String, mut namespaces: watch::Receiver<B
             Err(error) => {
                 let pause = pauses.pause(rand::random());
                 again = Some(Instant::now() + pause);
-                // An outage has one line.
-                if error != failure {
+                if let Some(error) = error.filter(|error| *error != failure) {
                     tracing::warn!(
                         "Kubernetes: the ConfigMap {NAME} with the mesh's root certificate cannot be kept in all namespaces, \
                          and pods of those without it do not start: {error}"
                     );
+                    failure = error;
                 }
-                failure = error;
                 continue;
             }
         }
@@ -119,7 +127,7 @@ pub async fn keep(client: Client, pem: String, mut namespaces: watch::Receiver<B
 }
 
 /// Writes what is missing; the first failure ends the attempt.
-async fn write(client: &Client, roots: &mut Roots, namespaces: &BTreeSet<String>) -> Result<(), String> {
+async fn write(client: &Client, roots: &mut Roots, namespaces: &BTreeSet<String>) -> Result<(), Option<String>> {
     for namespace in roots.missing(namespaces) {
         let object = json!({
             "apiVersion": "v1",
@@ -134,10 +142,18 @@ async fn write(client: &Client, roots: &mut Roots, namespaces: &BTreeSet<String>
             // The namespace is gone, or about to be.
             Err(kube::Error::Api(status))
                 if status.code == 404 || status.reason == "Forbidden" && is_ending(&status) => {}
-            Err(error) => return Err(format!("{namespace}: {error}")),
+            Err(error) => return Err(refusal(Some(&error)).map(|text| format!("{namespace}: {text}"))),
         }
     }
     Ok(())
+}
+
+/// The text of a refusal; `None`: the API server does not answer, which the watches of other kinds report.
+fn refusal(error: Option<&kube::Error>) -> Option<String> {
+    match error {
+        Some(kube::Error::Api(status)) => Some(status.message.clone()),
+        _ => None,
+    }
 }
 
 /// Whether a refusal is that of a namespace that is being terminated.

@@ -238,7 +238,7 @@ impl Failures {
 }
 
 /// The error of the client behind one of a watch.
-fn cause(error: &watcher::Error) -> Option<&kube::Error> {
+pub(crate) fn cause(error: &watcher::Error) -> Option<&kube::Error> {
     match error {
         watcher::Error::InitialListFailed(cause)
         | watcher::Error::WatchStartFailed(cause)
