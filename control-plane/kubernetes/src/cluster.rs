@@ -377,6 +377,7 @@ fn document((namespace, name): &Key, service: &Service) -> Document {
             cluster_ip: spec.cluster_ip.parse().ok(),
             headless,
             alias: alias.filter(|alias| !alias.is_empty()),
+            is_of_cluster: true,
             publishes_not_ready: spec.publish_not_ready_addresses,
         }),
         yaml: yaml.to_string(),
