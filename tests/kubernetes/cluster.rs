@@ -57,7 +57,7 @@ impl Cluster {
         let zone = json!({ "topology.kubernetes.io/region": "eu", "topology.kubernetes.io/zone": "eu-a" });
         let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1", "labels": zone } });
         cluster.apply(&node.to_string())?;
-        let kubeconfig = cluster.folder.join("admin.kubeconfig").to_string_lossy().into_owned();
+        let kubeconfig = cluster.kubeconfig().to_string_lossy().into_owned();
         cluster.mesh.control_plane_args =
             ["--kubernetes", "--kubeconfig", &kubeconfig, "--ca-secret", "weft-ca"].map(str::to_owned).to_vec();
         cluster.mesh.start_control_plane()?;
@@ -88,6 +88,11 @@ impl Cluster {
         self.script("start")
     }
 
+    /// The administrator's kubeconfig.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.folder.join("admin.kubeconfig")
+    }
+
     /// The output of kubectl.
     ///
     /// # Errors
@@ -98,7 +103,7 @@ impl Cluster {
             .center
             .command("kubectl")
             .args(args)
-            .env("KUBECONFIG", self.folder.join("admin.kubeconfig"))
+            .env("KUBECONFIG", self.kubeconfig())
             .env("HOME", &self.folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
