@@ -248,7 +248,7 @@ pub(crate) fn cause(error: &watcher::Error) -> Option<&kube::Error> {
 }
 
 /// An error with its causes.
-fn text(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn text(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(one) = cause {
