@@ -9,7 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use weft_sidecar::commands::run::Request;
-use weft_sidecar::commands::{exec, run};
+use weft_sidecar::commands::{exec, run, wait};
 use weft_sidecar::host::hot_restart::{self, End};
 use weft_sidecar::host::{notify, redirect};
 use weft_sidecar::net::sockets;
@@ -39,6 +39,8 @@ enum Command {
     /// Bring this pod's traffic to the proxy, by nftables.
     #[command(subcommand)]
     Redirect(redirect::Action),
+    /// Wait until the sidecar of this pod is ready, for the hook that holds the application's containers back.
+    Wait(wait::Options),
     /// The part of `exec` inside the namespaces of its command.
     #[command(hide = true)]
     Inside(exec::rootless::Inside),
@@ -94,6 +96,7 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Gateway(config) => runtime.block_on(serve((*config).into())),
         Command::Exec(options) => runtime.block_on(exec::run(*options)).map(|code| End::Exit(code.into())),
         Command::Follow => runtime.block_on(hot_restart::follow()).map(End::Exit),
+        Command::Wait(options) => runtime.block_on(wait::run(&options)).map(|()| End::Exit(ExitCode::SUCCESS)),
         Command::Redirect(action) => redirect::run(&action).map(|()| End::Exit(ExitCode::SUCCESS)),
         // Done above.
         Command::Inside(_) | Command::Man { .. } => Ok(End::Exit(ExitCode::SUCCESS)),

@@ -37,6 +37,7 @@ mod locality;
 mod machine;
 mod operations;
 mod outside;
+mod probes;
 mod protocols;
 mod proxies;
 mod redirection;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
     let trials = [
         traffic::all(),
         protocols::all(),
+        probes::all(),
         proxies::all(),
         life::all(),
         limits::all(),

@@ -2,6 +2,7 @@
 
 pub mod completion;
 mod files;
+pub mod inject;
 pub mod install;
 mod kinds;
 pub mod objects;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use weftctl::completion::Completion;
+use weftctl::inject::Inject;
 use weftctl::install::Install;
 use weftctl::objects::{Delete, Get};
 use weftctl::remote::{Apply, Token};
@@ -30,6 +31,7 @@ enum Command {
     Delete(Delete),
     Status(Status),
     Route(Route),
+    Inject(Inject),
     #[command(subcommand)]
     Token(Token),
     #[command(subcommand)]
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
             Command::Delete(command) => command.run(out).await,
             Command::Status(command) => command.run(out).await,
             Command::Route(command) => command.run(out).await,
+            Command::Inject(command) => command.run(out),
             Command::Token(command) => command.run(out).await,
             Command::Snapshot(command) => command.run(out).await,
             Command::Install(command) => command.run(out),

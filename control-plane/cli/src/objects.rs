@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use weft_proto::v1::{self, Object, ObjectName};
 
 use super::kinds::{self, Selector};
@@ -133,23 +133,7 @@ fn document(text: &str) -> Result<Value> {
     let (documents, errors) = yaml::parse(text);
     ensure!(errors.is_empty(), "the control plane sent a document that is not YAML: {:?}", errors[0]);
     let first = documents.first().context("the control plane sent an empty document")?;
-    Ok(to_json(&first.root))
-}
-
-fn to_json(node: &yaml::Node) -> Value {
-    match &node.value {
-        yaml::Value::Null => Value::Null,
-        yaml::Value::Seq(items) => Value::Array(items.iter().map(to_json).collect()),
-        yaml::Value::Map(entries) => {
-            Value::Object(entries.iter().map(|(key, node)| (key.name.clone(), to_json(node))).collect::<Map<_, _>>())
-        }
-        yaml::Value::Scalar { text, .. } => match (node.as_bool(), node.as_i64(), node.as_f64()) {
-            (Some(flag), ..) => flag.into(),
-            (_, Some(number), _) => number.into(),
-            (_, _, Some(number)) => number.into(),
-            _ => text.clone().into(),
-        },
-    }
+    Ok(first.root.to_json())
 }
 
 /// Deletes policies that were applied: by name, or those in files

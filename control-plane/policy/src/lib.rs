@@ -27,6 +27,7 @@ pub use check::check;
 pub use check::destinations;
 pub use check::impact::{Impact, check_change, impact};
 pub use check::needs::{Key, Need, needs};
+pub use decode::duration::parse_ms as duration_ms;
 pub use decode::protocol;
 pub use delegate::join;
 pub use document::{Document, Parsed};

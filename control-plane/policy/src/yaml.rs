@@ -135,6 +135,21 @@ impl Node {
         }
     }
 
+    /// The value as JSON.
+    pub fn to_json(&self) -> serde_json::Value {
+        match &self.value {
+            Value::Null => serde_json::Value::Null,
+            Value::Seq(items) => items.iter().map(Node::to_json).collect(),
+            Value::Map(entries) => entries.iter().map(|(key, node)| (key.name.clone(), node.to_json())).collect(),
+            Value::Scalar { text, .. } => match (self.as_bool(), self.as_i64(), self.as_f64()) {
+                (Some(flag), ..) => flag.into(),
+                (_, Some(number), _) => number.into(),
+                (_, _, Some(number)) => number.into(),
+                _ => text.clone().into(),
+            },
+        }
+    }
+
     fn plain(&self) -> Option<&str> {
         match &self.value {
             Value::Scalar { text, plain: true } => Some(text),

@@ -1,4 +1,5 @@
-//! The subcommands of `weft-sidecar` that serve traffic.
+//! The subcommands of `weft-sidecar` that serve traffic, and the one that waits for it.
 
 pub mod exec;
 pub mod run;
+pub mod wait;

@@ -1,9 +1,10 @@
 //! The sidecar's HTTP endpoints besides traffic: readiness, metrics, and the admin endpoint.
 //!
-//! For kubelets, Prometheus and people; none of them changes anything. Readiness and metrics are meant to be reached from
+//! For kubelets, Prometheus and people; none of them changes anything, but for the page that stops the sidecar. Readiness and metrics are meant to be reached from
 //! outside and hold nothing secret; the admin endpoint is on loopback alone.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -14,24 +15,27 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::process::{Signal, getpid, kill_process};
 use tokio::net::TcpListener;
 use weft_listen::idle::IdleLimit;
 
 use crate::control::directory::Name;
-use crate::net::connect;
-use crate::net::sockets;
+use crate::net::{connect, sockets};
 use crate::proxy::Proxy;
 use crate::proxy::activity::Activity;
+use crate::proxy::application::answer as text;
 
-/// Longest wait for the application's answer to a probe.
-const PROBE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+/// The page of metrics that the application's are added to, where there are any.
+const MERGED: &str = "/stats/prometheus";
+/// The page that stops the sidecar, as Istio's.
+const QUIT: &str = "/quitquitquit";
 
 /// Which pages a listener shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pages {
     /// 15021: `/healthz/ready`.
     Ready,
-    /// 15020: `/metrics`, `/stats/prometheus`, `/app-health/<port>/<path>`.
+    /// 15020: `/metrics`, `/stats/prometheus`, probes of the application, `/quitquitquit`.
     Metrics,
     /// 15000: everything.
     Admin,
@@ -55,10 +59,17 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, pages: Pages) {
                 let (proxy, connection) = (proxy.clone(), own.clone());
                 async move {
                     connection.work();
-                    let probe = request.uri().path().strip_prefix("/app-health/").filter(|_| pages == Pages::Metrics);
-                    let answer = match probe {
-                        Some(probe) => probe_application(&proxy.settings.probes, probe).await,
-                        None => page(&proxy, pages, &request),
+                    let application = &proxy.settings.application;
+                    let answer = match request.uri().path() {
+                        path if pages == Pages::Metrics && application.has(path) => application.probe(&request).await,
+                        QUIT if pages == Pages::Metrics => quit(&proxy, &request, from.ip()),
+                        MERGED if pages == Pages::Metrics && request.method() == Method::GET => {
+                            match &application.metrics {
+                                Some(page) => application.merged(metrics(&proxy), page).await,
+                                None => page(&proxy, pages, &request),
+                            }
+                        }
+                        _ => page(&proxy, pages, &request),
                     };
                     connection.rest();
                     Ok::<_, Infallible>(answer)
@@ -85,28 +96,16 @@ fn page(proxy: &Proxy, pages: Pages, request: &Request<Incoming>) -> Response<Fu
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".into());
     }
-    // The admin endpoint is not for web pages in a browser.
-    let page = (pages == Pages::Admin).then(|| {
-        let names = &proxy.settings.names;
-        names.refuses(request.method(), request.uri(), request.headers(), "--api-host")
-    });
-    if let Some(refused) = page.flatten() {
-        return text(refused.status, format!("{}\n", refused.text));
+    if let Some(refused) = (pages == Pages::Admin).then(|| refused(proxy, request)).flatten() {
+        return refused;
     }
     match (request.uri().path(), pages) {
         ("/healthz/ready" | "/ready", _) => match not_ready(proxy) {
             None => text(StatusCode::OK, "ready\n".into()),
             Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
         },
-        ("/metrics" | "/stats/prometheus", Pages::Metrics | Pages::Admin) => {
-            if let Some(credentials) = proxy.identity.current() {
-                let left = credentials.not_after.duration_since(SystemTime::now()).unwrap_or_default();
-                proxy.metrics.certificate_left_s.set(left.as_secs_f64());
-            }
-            let count = |activity: &Activity| i64::try_from(activity.count()).unwrap_or(i64::MAX);
-            proxy.metrics.outbound_active.set(count(&proxy.outbound));
-            proxy.metrics.inbound_active.set(count(&proxy.inbound));
-            let mut response = text(StatusCode::OK, proxy.metrics.render());
+        ("/metrics" | MERGED, Pages::Metrics | Pages::Admin) => {
+            let mut response = text(StatusCode::OK, metrics(proxy));
             let kind = http::HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
             response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
             response
@@ -117,34 +116,42 @@ fn page(proxy: &Proxy, pages: Pages, request: &Request<Incoming>) -> Response<Fu
     }
 }
 
-/// Passes a declared probe on to the application: `<port>/<path>`. A client outside the mesh (a kubelet) has no mesh certificate,
-/// and STRICT would refuse it; any other path would be a hole in STRICT.
-async fn probe_application(declared: &[String], probe: &str) -> Response<Full<Bytes>> {
-    if !declared.iter().any(|d| d == probe) {
-        let known = declared.iter().map(|d| format!("/app-health/{d}\n")).collect::<String>();
-        return text(
-            StatusCode::NOT_FOUND,
-            format!("this probe is not declared (--app-probe); declared are:\n{known}"),
-        );
+fn metrics(proxy: &Proxy) -> String {
+    if let Some(credentials) = proxy.identity.current() {
+        let left = credentials.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        proxy.metrics.certificate_left_s.set(left.as_secs_f64());
     }
-    let (port, path) = probe.split_once('/').unwrap_or((probe, ""));
-    let asking = async {
-        let to = std::net::SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), port.parse()?);
-        let stream = connect::tcp(to, connect::MARK_DELIVERY, PROBE_TIMEOUT, None).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        let request = Request::get(format!("/{path}"))
-            .header(http::header::HOST, to.to_string())
-            .header(http::header::USER_AGENT, "weft-probe")
-            .header(http::header::CONNECTION, "close")
-            .body(Full::<Bytes>::default())?;
-        anyhow::Ok(sender.send_request(request).await?.status())
-    };
-    match tokio::time::timeout(PROBE_TIMEOUT, asking).await {
-        Ok(Ok(status)) => text(status, format!("{status}\n")),
-        Ok(Err(e)) => text(StatusCode::SERVICE_UNAVAILABLE, format!("the application does not answer: {e:#}\n")),
-        Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the application does not answer in time\n".into()),
+    let count = |activity: &Activity| i64::try_from(activity.count()).unwrap_or(i64::MAX);
+    proxy.metrics.outbound_active.set(count(&proxy.outbound));
+    proxy.metrics.inbound_active.set(count(&proxy.inbound));
+    proxy.metrics.render()
+}
+
+/// Stops the sidecar as SIGTERM does, for a Job whose pod lasts as long as its proxy. Only a program of this pod may.
+fn quit(proxy: &Proxy, request: &Request<Incoming>, from: IpAddr) -> Response<Full<Bytes>> {
+    // Deliveries have a source of their own.
+    let from = from.to_canonical();
+    if !from.is_loopback() || from == connect::DELIVERY_SOURCE {
+        return text(StatusCode::FORBIDDEN, "programs of this pod only, at 127.0.0.1\n".into());
     }
+    if request.method() != Method::POST {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "POST only\n".into());
+    }
+    if let Some(refused) = refused(proxy, request) {
+        return refused;
+    }
+    tracing::info!("a program of this pod stops the sidecar ({QUIT})");
+    match kill_process(getpid(), Signal::TERM) {
+        Ok(()) => text(StatusCode::OK, "the sidecar stops\n".into()),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("the sidecar cannot stop itself: {error}\n")),
+    }
+}
+
+/// Refuses web pages in a browser.
+fn refused(proxy: &Proxy, request: &Request<Incoming>) -> Option<Response<Full<Bytes>>> {
+    let names = &proxy.settings.names;
+    let refused = names.refuses(request.method(), request.uri(), request.headers(), "--api-host")?;
+    Some(text(refused.status, format!("{}\n", refused.text)))
 }
 
 /// Why requests cannot be served yet.
@@ -162,14 +169,6 @@ pub fn not_ready(proxy: &Proxy) -> Option<String> {
         return Some("no inbound policy yet".to_owned());
     }
     proxy.redirection.problem()
-}
-
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    let kind = http::HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
-    response
 }
 
 /// The directory, as JSON.

@@ -2,6 +2,7 @@
 
 pub mod activity;
 pub mod admin;
+pub mod application;
 pub mod labels;
 pub mod ports;
 
@@ -17,6 +18,7 @@ use crate::control::directory::Directory;
 use crate::host;
 use crate::host::redirect::guard::Redirection;
 use crate::proxy::activity::Activity;
+use crate::proxy::application::Application;
 use crate::proxy::ports::Ports;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::labels::Workload;
@@ -30,8 +32,8 @@ pub struct Settings {
     pub allow_any: bool,
     /// The workload, for metrics.
     pub workload: Workload,
-    /// Probes of the application that may be made through the sidecar, `<port>/<path>`.
-    pub probes: Vec<String>,
+    /// Requests to the application for clients outside the mesh.
+    pub application: Application,
     /// Protocols that requests may switch to (`Upgrade`), in lower case; `connect` stands for CONNECT.
     pub upgrades: Vec<String>,
     /// Host names of the endpoints on loopback.

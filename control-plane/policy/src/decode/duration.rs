@@ -4,7 +4,7 @@
 const MAX_NS: u128 = 100 * 365 * 86_400 * 1_000_000_000;
 
 /// Milliseconds; a finer duration is refused, as in Istio.
-pub(crate) fn parse_ms(text: &str) -> Result<u64, &'static str> {
+pub fn parse_ms(text: &str) -> Result<u64, &'static str> {
     const FORM: &str = "is not a duration such as 1s, 1.5h or 100ms";
     if text == "0" {
         return Ok(0);

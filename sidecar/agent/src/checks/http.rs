@@ -23,10 +23,20 @@ pub(super) fn health(status: StatusCode) -> Status {
     }
 }
 
+/// What a redirect to another host means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Elsewhere {
+    /// It is followed, which fails unless the host is one of this pod.
+    Follows,
+    /// It is the answer.
+    Ends,
+}
+
 /// Sends the request and follows redirects: the last status, and the beginning of its body.
 pub(super) async fn fetch(
     sockets: &dyn Sockets,
     http: &Http,
+    elsewhere: Elsewhere,
     timeout: Duration,
 ) -> Result<(StatusCode, String), String> {
     let mut url = http.url.clone();
@@ -38,6 +48,9 @@ pub(super) async fn fetch(
         match location {
             Some(location) if !http.disable_redirects && follows(status) => {
                 url = join(&url, location).ok_or_else(|| format!("redirected to {location:?}, which is not a URL"))?;
+                if elsewhere == Elsewhere::Ends && url.host() != http.url.host() {
+                    return Ok((status, String::new()));
+                }
                 // As in browsers: only 307 and 308 keep the method.
                 if !matches!(status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT)
                     && method != Method::HEAD
@@ -133,7 +146,7 @@ pub(super) mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::super::Kind;
-    use super::super::probe::probe;
+    use super::super::probe::{as_kubelet, probe};
     use super::super::tests::Plain;
     use super::*;
 
@@ -204,5 +217,27 @@ pub(super) mod tests {
         let kind = Kind::Http(Http { disable_redirects: true, ..http(port, "/") });
         let (status, output) = probe(&Plain, &kind, Duration::from_secs(2)).await;
         assert!(status == Status::Critical && output.contains("302 Found"), "{output}");
+    }
+
+    #[tokio::test]
+    async fn the_kubelet_takes_redirects_for_success() {
+        let to = |l: &str| format!("HTTP/1.1 302 Found\r\nlocation: {l}\r\ncontent-length: 0\r\n\r\n");
+        let answer = |status: &str| format!("HTTP/1.1 {status}\r\ncontent-length: 2\r\n\r\nab");
+        for (answers, expected) in [
+            (vec![answer("200 OK")], Ok("200 OK: ab")),
+            (vec![answer("304 Not Modified").replace("content-length: 2\r\n\r\nab", "\r\n")], Ok("304")),
+            (vec![answer("404 Not Found")], Err("404 Not Found: ab")),
+            (vec![answer("429 Too Many Requests")], Err("429")),
+            (vec![to("http://192.0.2.1/elsewhere")], Ok("302 Found")),
+            (vec![to("/here"), answer("500 Oh")], Err("500")),
+            (vec!["no HTTP\r\n\r\n".to_owned()], Err("no answer")),
+        ] {
+            let (port, _task) = server(answers).await;
+            let result = as_kubelet(&Plain, &Kind::Http(http(port, "/")), Duration::from_secs(2)).await;
+            match (&result, expected) {
+                (Ok(found), Ok(text)) | (Err(found), Err(text)) => assert!(found.contains(text), "{found}, not {text}"),
+                _ => panic!("{result:?}, not {expected:?}"),
+            }
+        }
     }
 }

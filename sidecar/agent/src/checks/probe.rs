@@ -32,7 +32,8 @@ pub async fn probe(sockets: &dyn Sockets, kind: &Kind, timeout: Duration) -> (St
             Err(e) => (Status::Critical, format!("{}: {e}", args.join(" "))),
         },
         Kind::Http(request) => {
-            let result = tokio::time::timeout(timeout, http::fetch(sockets, request, timeout)).await;
+            let result =
+                tokio::time::timeout(timeout, http::fetch(sockets, request, http::Elsewhere::Follows, timeout)).await;
             let describe = |outcome: String| format!("HTTP {} {}: {outcome}", request.method, request.url);
             match result.unwrap_or_else(|_| Err(late())) {
                 Ok((status, body)) => (http::health(status), describe(format!("{status} Output: {body}"))),
@@ -55,6 +56,21 @@ pub async fn probe(sockets: &dyn Sockets, kind: &Kind, timeout: Duration) -> (St
             result(format!("HTTP/2 ping {place}"), pinged.unwrap_or_else(|_| Err(late())))
         }
     }
+}
+
+/// Runs one probe by the kubelet's rules: an HTTP status from 200 to 399 is a success, and so is a redirect to another host.
+///
+/// # Errors
+/// The failure of the probe.
+pub async fn as_kubelet(sockets: &dyn Sockets, kind: &Kind, timeout: Duration) -> Result<String, String> {
+    let Kind::Http(request) = kind else {
+        let (status, output) = probe(sockets, kind, timeout).await;
+        return if status == Status::Passing { Ok(output) } else { Err(output) };
+    };
+    let fetched = tokio::time::timeout(timeout, http::fetch(sockets, request, http::Elsewhere::Ends, timeout)).await;
+    let (status, body) = fetched.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")))?;
+    let output = format!("HTTP {status}: {body}");
+    if (200..400).contains(&status.as_u16()) { Ok(output) } else { Err(output) }
 }
 
 fn result(probe_name: String, result: Result<(), String>) -> (Status, String) {

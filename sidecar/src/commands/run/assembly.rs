@@ -105,7 +105,7 @@ pub(super) fn proxy(
             names: Names::new(host::hostname(), &config.api_host),
             allow_any: config.outbound_traffic == OutboundPolicy::AllowAny,
             workload: own,
-            probes: config.app_probes.clone(),
+            application: (&config.application).into(),
             upgrades: config.upgrade_types.clone(),
         },
         draining: watch::Sender::new(false),

@@ -1,12 +1,13 @@
 //! The command line of a sidecar.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use weft_agent::entry;
 use weft_listen::clients;
 
 use crate::host::redirect::rules::Own;
+use crate::proxy::application::{Application, Metrics, Probes};
 use crate::tls::introduction::Introduction;
 
 /// How a sidecar runs.
@@ -115,10 +116,8 @@ pub struct Config {
     /// Admin endpoint; loopback only.
     #[arg(long, default_value = "127.0.0.1:15000")]
     pub admin_listen: SocketAddr,
-    /// Probe of the application that is served at the metrics endpoint, PORT/PATH: its path there is /app-health/PORT/PATH, under
-    /// STRICT too; repeatable.
-    #[arg(long = "app-probe", value_name = "PORT/PATH")]
-    pub app_probes: Vec<String>,
+    #[command(flatten)]
+    pub application: ApplicationOptions,
     /// Access log, JSON lines: a file, or - for standard output.
     #[arg(long)]
     pub access_log: Option<String>,
@@ -268,7 +267,7 @@ impl From<GatewayConfig> for Config {
             ready_listen: given.ready_listen,
             metrics_listen: given.metrics_listen,
             admin_listen: given.admin_listen,
-            app_probes: Vec::new(),
+            application: ApplicationOptions::default(),
             access_log: given.access_log,
             upgrade_types: given.upgrade_types,
             outbound_traffic: OutboundPolicy::RegistryOnly,
@@ -281,6 +280,36 @@ impl From<GatewayConfig> for Config {
             credentials: given.credentials,
             gateway: true,
             outside: false,
+        }
+    }
+}
+
+/// Requests to the application for clients outside the mesh.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct ApplicationOptions {
+    /// Probe of the application that is served at the metrics endpoint, PORT/PATH: its path there is /app-health/PORT/PATH, under
+    /// STRICT too; repeatable.
+    #[arg(long = "app-probe", value_name = "PORT/PATH")]
+    app_probes: Vec<String>,
+    /// Kubernetes' probes and lifecycle hooks that are served at the metrics endpoint: a JSON object of their pages and probes, as
+    /// the injection into pods writes it.
+    #[arg(long, value_name = "JSON", env = "WEFT_APP_PROBES", value_parser = Probes::parse)]
+    pod_probes: Option<Probes>,
+    /// The application's metrics, {"port":PORT,"path":"PATH"}: /stats/prometheus of the metrics endpoint has them too.
+    #[arg(long, value_name = "JSON", env = "WEFT_APP_METRICS", value_parser = Metrics::parse)]
+    app_metrics: Option<Metrics>,
+    /// The pod's address, to which these probes and requests go [default: 127.0.0.1].
+    #[arg(long, env = "INSTANCE_IP")]
+    pod_ip: Option<IpAddr>,
+}
+
+impl From<&ApplicationOptions> for Application {
+    fn from(given: &ApplicationOptions) -> Application {
+        Application {
+            declared: given.app_probes.clone(),
+            probes: given.pod_probes.clone().unwrap_or_default(),
+            metrics: given.app_metrics.clone(),
+            address: given.pod_ip,
         }
     }
 }

@@ -32,7 +32,7 @@ pub(super) fn nameservers() -> Vec<IpAddr> {
 
 /// Refuses where redirected traffic would have nowhere to go, or would go round in circles.
 pub(super) fn check_proxy(ready_port: u16, admin_port: u16, has_own_user: bool) -> Result<()> {
-    let (status, body) = get(ready_port, "/healthz/ready").with_context(|| {
+    let (status, body) = readiness(ready_port).with_context(|| {
         format!(
             "no proxy answers on 127.0.0.1:{ready_port}; start it first: until then redirected traffic would go nowhere"
         )
@@ -77,6 +77,14 @@ pub const NO_MARKS: &str = "the proxy may not mark its sockets, so its traffic c
     would be redirected to itself for ever. Grant it CAP_NET_ADMIN over this network namespace: \
     `setcap cap_net_admin+ep` on the program, AmbientCapabilities=CAP_NET_ADMIN in a systemd unit, or \
     capabilities.add: [NET_ADMIN] in a pod; or run it as a user of its own and give --proxy-uid";
+
+/// The status and body of the readiness page.
+///
+/// # Errors
+/// If none answers.
+pub fn readiness(port: u16) -> Result<(u16, String)> {
+    get(port, "/healthz/ready")
+}
 
 fn get(port: u16, path: &str) -> Result<(u16, String)> {
     let limit = Duration::from_secs(2);

@@ -1,0 +1,152 @@
+//! The containers and volumes that a patch adds.
+
+use serde_json::{Value, json};
+
+use crate::config::{Amounts, Config, Resources};
+use crate::settings::Settings;
+use crate::{INIT, PROXY};
+
+/// Where the service account's token is mounted, and its name there.
+const TOKEN: (&str, &str) = ("/var/run/secrets/tokens", "weft-token");
+/// The audience of that token.
+const AUDIENCE: &str = "weft-ca";
+/// Its life. The kubelet renews it in time.
+const TOKEN_LIFE_S: u32 = 43_200;
+/// Where the root certificate is mounted, its name there, and the ConfigMap that has it in every namespace.
+const ROOT: (&str, &str, &str) = ("/var/run/secrets/weft", "root-cert.pem", "weft-ca-root-cert");
+const DATA: &str = "/var/lib/weft-sidecar";
+/// Readiness, and metrics and probes of the application.
+const READY_PORT: u16 = 15021;
+/// See above.
+pub(crate) const METRICS_PORT: u16 = 15020;
+/// Ports of the proxy, which an application cannot have.
+pub(crate) const PORTS: [u16; 6] = [15000, 15001, 15006, METRICS_PORT, READY_PORT, 15053];
+/// Between the proxy's last moment and the end of the pod's grace period.
+const BEFORE_KILL_S: u64 = 2;
+
+/// Names of the added volumes.
+pub(crate) const VOLUMES: [&str; 3] = ["weft-token", "weft-root", "weft-data"];
+
+/// The init container that installs the redirection, unless nothing is captured.
+pub(crate) fn init(config: &Config, settings: &Settings) -> Option<Value> {
+    let capture = settings.capture.as_ref()?;
+    let uid = config.proxy_uid.to_string();
+    let mut arguments =
+        ["redirect", "install", "--force", "--own-namespace", "--proxy-uid", &uid].map(str::to_owned).to_vec();
+    arguments.extend(capture.iter().cloned());
+    let mut container = json!({
+        "name": INIT,
+        "image": settings.image,
+        "command": ["weft-sidecar"],
+        "args": arguments,
+        // Kubernetes gives a user other than root no capability.
+        "securityContext": security(0, &["NET_ADMIN"]),
+    });
+    complete(&mut container, config, &settings.resources);
+    Some(container)
+}
+
+/// The proxy. `grace_s`: the pod's `terminationGracePeriodSeconds`.
+pub(crate) fn proxy(config: &Config, settings: &Settings, grace_s: u64) -> Value {
+    let ready = json!({ "path": "/healthz/ready", "port": READY_PORT });
+    let mut mounts = vec![
+        json!({ "name": VOLUMES[0], "mountPath": TOKEN.0, "readOnly": true }),
+        json!({ "name": VOLUMES[1], "mountPath": ROOT.0, "readOnly": true }),
+        json!({ "name": VOLUMES[2], "mountPath": DATA }),
+    ];
+    mounts.extend(settings.mounts.iter().cloned());
+    let field = |path: &str| json!({ "fieldRef": { "fieldPath": path } });
+    let mut container = json!({
+        "name": PROXY,
+        "image": settings.image,
+        "command": ["weft-sidecar"],
+        "args": arguments(config, settings, grace_s),
+        "env": [
+            { "name": "POD_NAME", "valueFrom": field("metadata.name") },
+            { "name": "INSTANCE_IP", "valueFrom": field("status.podIP") },
+            { "name": "WEFT_LOG", "value": settings.log_level },
+        ],
+        "ports": [{ "name": "weft-metrics", "containerPort": METRICS_PORT, "protocol": "TCP" }],
+        "securityContext": security(config.proxy_uid, &[]),
+        "volumeMounts": mounts,
+        "readinessProbe": {
+            "httpGet": ready,
+            "initialDelaySeconds": settings.readiness.initial_delay_seconds,
+            "periodSeconds": settings.readiness.period_seconds,
+            "failureThreshold": settings.readiness.failure_threshold,
+            "timeoutSeconds": 3,
+        },
+        // The containers that follow a native sidecar start after this one's success.
+        "startupProbe": { "httpGet": ready, "periodSeconds": 1, "failureThreshold": 600, "timeoutSeconds": 3 },
+    });
+    if settings.native {
+        container["restartPolicy"] = "Always".into();
+    } else if settings.hold {
+        // The kubelet starts the next container when this has ended.
+        container["lifecycle"] = json!({ "postStart": { "exec": { "command": ["weft-sidecar", "wait"] } } });
+    }
+    complete(&mut container, config, &settings.resources);
+    container
+}
+
+fn arguments(config: &Config, settings: &Settings, grace_s: u64) -> Vec<String> {
+    let mut arguments = vec!["run".to_owned()];
+    let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    option("--control-plane", config.control_plane());
+    option("--service-account-token", format!("{}/{}", TOKEN.0, TOKEN.1));
+    option("--root-certificate", format!("{}/{}", ROOT.0, ROOT.1));
+    option("--workload", "$(POD_NAME)".to_owned());
+    if let Some(workers) = settings.workers {
+        option("--workers", workers.to_string());
+    }
+    let limit = grace_s.saturating_sub(BEFORE_KILL_S).max(1);
+    // A native sidecar is stopped after the application: there is nothing to stay for.
+    if let Some(least) = settings.drain_min_s.or(settings.native.then_some(0)) {
+        option("--drain-min", least.min(limit).to_string());
+    }
+    option("--drain-limit", limit.to_string());
+    arguments
+}
+
+/// The volumes of the proxy.
+pub(crate) fn volumes(settings: &Settings) -> Vec<Value> {
+    let token = json!({ "audience": AUDIENCE, "expirationSeconds": TOKEN_LIFE_S, "path": TOKEN.1 });
+    let mut volumes = vec![
+        json!({ "name": VOLUMES[0], "projected": { "sources": [{ "serviceAccountToken": token }] } }),
+        json!({ "name": VOLUMES[1], "configMap": { "name": ROOT.2 } }),
+        json!({ "name": VOLUMES[2], "emptyDir": {} }),
+    ];
+    volumes.extend(settings.volumes.iter().cloned());
+    volumes
+}
+
+fn security(uid: u32, capabilities: &[&str]) -> Value {
+    let mut rights = json!({ "drop": ["ALL"] });
+    if !capabilities.is_empty() {
+        rights["add"] = json!(capabilities);
+    }
+    json!({
+        "runAsUser": uid,
+        "runAsGroup": uid,
+        "runAsNonRoot": uid != 0,
+        "allowPrivilegeEscalation": false,
+        "privileged": false,
+        "readOnlyRootFilesystem": true,
+        "capabilities": rights,
+        "seccompProfile": { "type": "RuntimeDefault" },
+    })
+}
+
+fn complete(container: &mut Value, config: &Config, resources: &Resources) {
+    if !config.image_pull_policy.is_empty() {
+        container["imagePullPolicy"] = config.image_pull_policy.clone().into();
+    }
+    for (group, amounts) in [("requests", &resources.requests), ("limits", &resources.limits)] {
+        let Amounts { cpu, memory } = amounts;
+        for (name, value) in [("cpu", cpu), ("memory", memory)] {
+            if !value.is_empty() {
+                container["resources"][group][name] = value.clone().into();
+            }
+        }
+    }
+}
