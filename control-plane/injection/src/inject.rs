@@ -194,7 +194,7 @@ fn warn(pod: &Value, owner: Option<&Owner>, settings: &Settings, report: &mut Re
 /// Adds containers, volumes and secrets; returns their names.
 fn add(patch: &mut Patch, config: &Config, settings: &Settings, grace_s: u64) -> Result<Value, WrongType> {
     let init = containers::init(config, settings);
-    let proxy = containers::proxy(config, settings, grace_s);
+    let proxy = containers::proxy(config, settings, patch.document(), grace_s);
     let inits: Vec<Value> = init.into_iter().chain(settings.native.then(|| proxy.clone())).collect();
     let mut status = json!({ "revision": config.revision, "initContainers": [], "containers": [], "volumes": [] });
     let mut added = |list: &str, item: &Value| {

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::config::{Amounts, Config, Resources};
+use crate::decide::text;
 use crate::settings::Settings;
 use crate::{INIT, PROXY};
 
@@ -46,8 +47,11 @@ pub(crate) fn init(config: &Config, settings: &Settings) -> Option<Value> {
     Some(container)
 }
 
-/// The proxy. `grace_s`: the pod's `terminationGracePeriodSeconds`.
-pub(crate) fn proxy(config: &Config, settings: &Settings, grace_s: u64) -> Value {
+/// Labels of a pod that the proxy's metrics have.
+const METRIC_LABELS: [&str; 2] = ["app", "version"];
+
+/// The proxy of a `pod`. `grace_s`: the pod's `terminationGracePeriodSeconds`.
+pub(crate) fn proxy(config: &Config, settings: &Settings, pod: &Value, grace_s: u64) -> Value {
     let ready = json!({ "path": "/healthz/ready", "port": READY_PORT });
     let mut mounts = vec![
         json!({ "name": VOLUMES[0], "mountPath": TOKEN.0, "readOnly": true }),
@@ -60,9 +64,11 @@ pub(crate) fn proxy(config: &Config, settings: &Settings, grace_s: u64) -> Value
         "name": PROXY,
         "image": settings.image,
         "command": ["weft-sidecar"],
-        "args": arguments(config, settings, grace_s),
+        "args": arguments(config, settings, pod, grace_s),
         "env": [
-            { "name": "POD_NAME", "valueFrom": field("metadata.name") },
+            // The control plane knows the pod by its name.
+            { "name": "WEFT_NODE_NAME", "valueFrom": field("metadata.name") },
+            { "name": "WORKLOAD", "valueFrom": field("metadata.labels['service.istio.io/canonical-name']") },
             { "name": "INSTANCE_IP", "valueFrom": field("status.podIP") },
             { "name": "WEFT_LOG", "value": settings.log_level },
         ],
@@ -89,13 +95,18 @@ pub(crate) fn proxy(config: &Config, settings: &Settings, grace_s: u64) -> Value
     container
 }
 
-fn arguments(config: &Config, settings: &Settings, grace_s: u64) -> Vec<String> {
+fn arguments(config: &Config, settings: &Settings, pod: &Value, grace_s: u64) -> Vec<String> {
     let mut arguments = vec!["run".to_owned()];
     let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
     option("--control-plane", config.control_plane());
     option("--service-account-token", format!("{}/{}", TOKEN.0, TOKEN.1));
     option("--root-certificate", format!("{}/{}", ROOT.0, ROOT.1));
-    option("--workload", "$(POD_NAME)".to_owned());
+    option("--workload", "$(WORKLOAD)".to_owned());
+    for name in METRIC_LABELS {
+        if let Some(value) = text(pod, "labels", name) {
+            option("--label", format!("{name}={value}"));
+        }
+    }
     if let Some(workers) = settings.workers {
         option("--workers", workers.to_string());
     }
