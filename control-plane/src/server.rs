@@ -256,6 +256,11 @@ async fn secret(
     key: &str,
     make: impl Fn() -> Result<Vec<u8>>,
 ) -> Result<Vec<u8>> {
+    if let Some(shared) = shared
+        && let Some(value) = shared.find(key).await?
+    {
+        return Ok(value);
+    }
     loop {
         if let Some(record) = store.get(Table::Secrets, key).await? {
             return match shared {

@@ -75,6 +75,7 @@ resolvConf: ""
 clusterDNS: [10.99.0.1]
 clusterDomain: cluster.local
 staticPodPath: $D/manifests
+imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1%}
 nodeStatusUpdateFrequency: 4s
 featureGates: {BoundServiceAccountTokenVolume: true}

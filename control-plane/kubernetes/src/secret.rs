@@ -48,16 +48,30 @@ impl Secrets {
         }
     }
 
+    /// The value of a key, if the Secret has one. An API server that does not answer is waited for.
+    ///
+    /// # Errors
+    /// If the API server refuses; the text names the Secret.
+    pub async fn find(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        let found = self.get().await;
+        let found = found.with_context(|| format!("cannot read {}: it needs get, create and patch", self.place()))?;
+        let data = found.and_then(|mut secret| secret.data.as_mut().and_then(|data| data.remove(key)));
+        Ok(data.map(|ByteString(bytes)| bytes))
+    }
+
+    fn place(&self) -> String {
+        format!("the Secret {} of the control plane's namespace", self.name)
+    }
+
     /// The value of a key: that of the Secret, else `value`, which is written. Of several replicas that write at once the
     /// first is obeyed by all. An API server that does not answer is waited for.
     ///
     /// # Errors
     /// If the API server refuses; the text names the Secret.
     pub async fn get_or_set(&self, key: &str, value: &[u8]) -> Result<Vec<u8>> {
-        let place = || format!("the Secret {} of the control plane's namespace", self.name);
         for _ in 0..ATTEMPTS {
             let found = self.get().await;
-            let found = found.with_context(|| format!("cannot read {}: it needs get, create and patch", place()))?;
+            let found = found.with_context(|| format!("cannot read {}: it needs get, create and patch", self.place()))?;
             let written = match &found {
                 Some(secret) => {
                     if let Some(ByteString(bytes)) = secret.data.as_ref().and_then(|data| data.get(key)) {
@@ -82,9 +96,9 @@ impl Secrets {
                 // Read again: the value may be another replica's.
                 Ok(()) => {}
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
-                Err(error) => return Err(error).with_context(|| format!("cannot write {}", place())),
+                Err(error) => return Err(error).with_context(|| format!("cannot write {}", self.place())),
             }
         }
-        bail!("{} changes all the time: {key} could not be written in {ATTEMPTS} attempts", place())
+        bail!("{} changes all the time: {key} could not be written in {ATTEMPTS} attempts", self.place())
     }
 }
