@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::{CommandFactory, Parser};
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use weft_control_plane::api::dns::{self, listen::Listen};
@@ -15,6 +15,7 @@ use weft_control_plane::server::{self, Cluster, Config};
 use weft_control_plane::sources::folder::DEFAULT_GRACE_S;
 use weft_control_plane::store::etcd::Access;
 use weft_control_plane::store::snapshot::automatic;
+use weft_control_plane::webhook;
 use weft_listen::clients;
 use weft_proto::v1::PeerGateway;
 use weft_world::DEFAULT_DATACENTER;
@@ -74,6 +75,8 @@ struct Args {
     /// it is made at the first start, and shared by all control planes of the cluster.
     #[arg(long, value_name = "NAME", requires = "kubernetes")]
     ca_secret: Option<String>,
+    #[command(flatten)]
+    webhooks: Webhooks,
     /// Address that sidecars connect to (TLS).
     #[arg(long, default_value = "0.0.0.0:15012")]
     listen: SocketAddr,
@@ -100,6 +103,35 @@ struct Args {
     http: Http,
     #[command(flatten)]
     datacenters: Datacenters,
+}
+
+/// The admission webhooks of a Kubernetes cluster.
+#[derive(clap::Args)]
+struct Webhooks {
+    /// Listener of the admission webhooks, which the cluster's API server calls (TLS), or "off"; with --kubernetes only.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:15017")]
+    webhook_listen: Listen,
+    /// Name or address in the certificate of that listener; repeatable. Default: the control plane's Service,
+    /// weft-control-plane.NAMESPACE.svc, with the namespace of --injection-config.
+    #[arg(long = "webhook-name", value_name = "NAME", requires = "kubernetes")]
+    webhook_names: Vec<String>,
+    /// File with the configuration of injection, YAML; read at the start.
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    injection_config: Option<PathBuf>,
+}
+
+impl Webhooks {
+    fn settings(self) -> Result<Option<webhook::Settings>> {
+        let Listen::At(listen) = self.webhook_listen else { return Ok(None) };
+        let injection = match &self.injection_config {
+            None => weft_injection::Config::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+                weft_injection::Config::parse(&text).map_err(|error| anyhow!("{}: {error}", path.display()))?
+            }
+        };
+        Ok(Some(webhook::Settings { listen, names: self.webhook_names, injection }))
+    }
 }
 
 /// Automatic snapshots of the store.
@@ -276,6 +308,7 @@ fn main() -> Result<()> {
             check_addresses: !args.no_pod_address_check,
             secret: args.ca_secret,
         }),
+        webhook: if args.kubernetes { args.webhooks.settings()? } else { None },
         policy_grace: Duration::from_secs(args.policy_grace),
         listen: args.listen,
         trust_domain: args.trust_domain,

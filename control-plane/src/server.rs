@@ -11,6 +11,7 @@ use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::Server;
 use weft_kubernetes::accounts::Accounts;
 use weft_kubernetes::secret::Secrets;
+use weft_kubernetes::{bundle, watch};
 use weft_proto::envoy::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use weft_proto::v1::admin_server::AdminServer;
 use weft_proto::v1::catalog_server::CatalogServer;
@@ -48,6 +49,7 @@ use crate::store::etcd::{Access, Etcd};
 use crate::store::snapshot::automatic;
 use crate::store::{self, Condition, Op, Table};
 use crate::telemetry::Telemetry;
+use crate::webhook;
 
 /// The configuration of a control plane.
 #[derive(Debug, Clone)]
@@ -66,6 +68,8 @@ pub struct Config {
     pub policy_grace: Duration,
     /// The Kubernetes cluster that is followed.
     pub kubernetes: Option<Cluster>,
+    /// The admission webhooks of that cluster.
+    pub webhook: Option<webhook::Settings>,
     /// The listener for sidecars.
     pub listen: SocketAddr,
     /// Trust domain of a mesh that is created now; an existing one keeps its own.
@@ -116,7 +120,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot make the data folder {}", config.data_dir.display()))?;
     let cluster = match &config.kubernetes {
-        Some(cluster) => Some((cluster, weft_kubernetes::watch::client(cluster.kubeconfig.as_deref()).await?)),
+        Some(cluster) => Some((cluster, watch::client(cluster.kubeconfig.as_deref()).await?)),
         None => None,
     };
     let secret = cluster
@@ -157,6 +161,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let accounts = match cluster {
         Some((cluster, client)) => {
             kubernetes::follow(mesh.clone(), client.clone(), &ca).await?;
+            if let Some(settings) = config.webhook {
+                webhook::serve(mesh.clone(), settings, &ca, telemetry.admissions.clone())?;
+                tokio::spawn(bundle::keep(client.clone(), ca.root_pem()));
+            }
             Some(Accounts::new(client, cluster.check_addresses))
         }
         None => None,

@@ -30,6 +30,23 @@ pub struct Telemetry {
     pub certificates_refused: Arc<AtomicU64>,
     /// Automatic snapshots.
     pub snapshots: Arc<automatic::Counts>,
+    /// Kubernetes' admission webhooks.
+    pub admissions: Arc<Admissions>,
+}
+
+/// Answers of the admission webhooks.
+#[derive(Debug, Default)]
+pub struct Admissions {
+    /// Pods that were injected.
+    pub injected: AtomicU64,
+    /// Pods that were admitted without a sidecar.
+    pub skipped: AtomicU64,
+    /// Pods that were refused.
+    pub refused: AtomicU64,
+    /// Policies that were accepted.
+    pub accepted: AtomicU64,
+    /// Policies that were refused.
+    pub rejected: AtomicU64,
 }
 
 /// One line for people: a store's problem and its duration.
@@ -56,7 +73,8 @@ impl Telemetry {
 
     fn metrics(&self) -> String {
         let mut text = String::new();
-        let of_snapshots = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+        let of_snapshots = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let admissions = &self.admissions;
         for (name, kind, help, value) in [
             (
                 "weft_store_writable",
@@ -102,6 +120,36 @@ impl Telemetry {
                 "Automatic snapshots that failed.",
                 of_snapshots(&self.snapshots.failed),
             ),
+            (
+                "weft_pods_injected_total",
+                "counter",
+                "Pods that the admission webhook gave a sidecar.",
+                admissions.injected.load(Ordering::Relaxed),
+            ),
+            (
+                "weft_pods_skipped_total",
+                "counter",
+                "Pods that the admission webhook admitted without a sidecar.",
+                admissions.skipped.load(Ordering::Relaxed),
+            ),
+            (
+                "weft_pods_refused_total",
+                "counter",
+                "Pods that the admission webhook refused.",
+                admissions.refused.load(Ordering::Relaxed),
+            ),
+            (
+                "weft_policies_admitted_total",
+                "counter",
+                "Policies that the admission webhook accepted.",
+                admissions.accepted.load(Ordering::Relaxed),
+            ),
+            (
+                "weft_policies_refused_total",
+                "counter",
+                "Policies that the admission webhook refused.",
+                admissions.rejected.load(Ordering::Relaxed),
+            ),
         ] {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
@@ -132,11 +180,15 @@ mod tests {
         assert_eq!(ask(READY).unwrap().0, 200);
         assert_eq!(ask("/v1/kv/metrics"), None);
         telemetry.certificates_refused.fetch_add(1, Ordering::Relaxed);
+        telemetry.admissions.injected.fetch_add(2, Ordering::Relaxed);
+        telemetry.admissions.rejected.fetch_add(1, Ordering::Relaxed);
         let metrics = ask(METRICS).unwrap().1;
         for line in [
             "weft_certificates_refused_total 1\n",
             "\nweft_too_many_requests_total ",
             "\nweft_idle_connections_closed_total ",
+            "\nweft_pods_injected_total 2\n",
+            "\nweft_policies_refused_total 1\n",
         ] {
             assert!(metrics.contains(line), "{line}: {metrics}");
         }

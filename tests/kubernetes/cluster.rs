@@ -60,8 +60,14 @@ impl Cluster {
         let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1", "labels": zone } });
         cluster.apply(&node.to_string())?;
         let kubeconfig = cluster.kubeconfig().to_string_lossy().into_owned();
-        cluster.mesh.control_plane_args =
-            ["--kubernetes", "--kubeconfig", &kubeconfig, "--ca-secret", "weft-ca"].map(str::to_owned).to_vec();
+        let injection = cluster.folder.join("injection.yaml");
+        // This API server has no native sidecars.
+        std::fs::write(&injection, "image: weft:test\nnativeSidecar: false\n")?;
+        let injection = injection.to_string_lossy().into_owned();
+        let address = cluster.mesh.center.ip.clone();
+        let of_cluster = ["--kubernetes", "--kubeconfig", &kubeconfig, "--ca-secret", "weft-ca"];
+        let webhook = ["--webhook-name", &address, "--injection-config", &injection];
+        cluster.mesh.control_plane_args = of_cluster.into_iter().chain(webhook).map(str::to_owned).collect();
         cluster.mesh.start_control_plane()?;
         Ok(cluster)
     }
@@ -100,6 +106,14 @@ impl Cluster {
     /// # Errors
     /// If it fails.
     pub(crate) fn kubectl(&self, args: &[&str], input: &str) -> Result<String> {
+        Ok(self.kubectl_with_warnings(args, input)?.0)
+    }
+
+    /// The output of kubectl, and the warnings of the API server.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub(crate) fn kubectl_with_warnings(&self, args: &[&str], input: &str) -> Result<(String, String)> {
         let mut child = self
             .mesh
             .center
@@ -115,7 +129,7 @@ impl Cluster {
         let output = child.wait_with_output()?;
         let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "kubectl {}: {errors}", args.join(" "));
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        Ok((String::from_utf8_lossy(&output.stdout).into_owned(), errors.into_owned()))
     }
 
     /// Applies objects.

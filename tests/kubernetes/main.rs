@@ -5,6 +5,7 @@ mod chart;
 mod cluster;
 mod identity;
 mod source;
+mod webhooks;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,8 +26,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // They share a cluster, and one of them takes its API server away.
     arguments.test_threads = Some(1);
-    let scenarios: Vec<(&str, Scenario)> =
-        source::all().into_iter().chain(identity::all()).chain(chart::all()).collect();
+    let scenarios: Vec<(&str, Scenario)> = [source::all(), identity::all(), chart::all(), webhooks::all()].concat();
     if arguments.list {
         let trials = scenarios.into_iter().map(|(name, _)| Trial::test(name, || Ok(())));
         return libtest_mimic::run(&arguments, trials.collect()).exit_code();

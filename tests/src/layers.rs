@@ -90,6 +90,7 @@ const CONTROL_PLANE: &[&str] = &[
     "api",
     "federation",
     "admin",
+    "webhook",
     "server",
 ];
 

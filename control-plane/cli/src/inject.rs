@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use weft_injection::Config;
-use weft_injection::manifest::add_sidecars;
+use weft_injection::manifest::{Namespaces, add_sidecars};
 
 use crate::{files, style};
 
@@ -17,7 +17,8 @@ pub struct Inject {
     /// Files, directories of *.yaml, *.yml and *.json, or - for standard input. Objects without pods pass through unchanged
     #[arg(short, long = "file", required = true, value_name = "FILE|DIR|-")]
     files: Vec<PathBuf>,
-    /// Namespace of objects that name none
+    /// Namespace of objects that name none. A Namespace among the files counts with its labels for injection; pods of others
+    /// get sidecars unless they decline
     #[arg(short, long, default_value = "default")]
     namespace: String,
     /// Configuration of injection, as the control plane has it (--injection-config) [default: the default one]
@@ -50,14 +51,19 @@ impl Inject {
         let config = self.config()?;
         let mut whole = Vec::new();
         let mut failed = false;
+        let mut texts = Vec::new();
         for file in files::read(&self.files) {
             let text = file.text.with_context(|| format!("cannot read {}", file.name))?;
-            let manifest = add_sidecars(&config, &self.namespace, &text);
+            texts.push((file.name, text));
+        }
+        let namespaces = Namespaces::of(&self.namespace, texts.iter().map(|(_, text)| &**text));
+        for (name, text) in &texts {
+            let manifest = add_sidecars(&config, &namespaces, text);
             for note in &manifest.notes {
-                writeln!(notes, "{}", style::problem(&format!("{}: warning: {note}", file.name)))?;
+                writeln!(notes, "{}", style::problem(&format!("{name}: warning: {note}")))?;
             }
             for error in &manifest.errors {
-                writeln!(notes, "{}", style::problem(&format!("{}: error: {error}", file.name)))?;
+                writeln!(notes, "{}", style::problem(&format!("{name}: error: {error}")))?;
             }
             failed |= !manifest.errors.is_empty();
             whole.push(manifest.text);

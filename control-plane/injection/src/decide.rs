@@ -40,6 +40,28 @@ impl Namespace {
     }
 }
 
+impl Namespace {
+    /// Reads a Namespace; `None`: it is another object.
+    pub(crate) fn read(object: &Value) -> Option<Self> {
+        let is = object.get("kind")?.as_str()? == "Namespace" && object.get("apiVersion")?.as_str()? == "v1";
+        let labels = object.pointer("/metadata/labels").and_then(Value::as_object).cloned().unwrap_or_default();
+        is.then_some(Self { name: object.pointer("/metadata/name")?.as_str()?.to_owned(), labels })
+    }
+
+    /// Whether it has a label that decides about sidecars.
+    pub(crate) fn decides(&self, config: &Config) -> bool {
+        let known = NAMESPACE_INJECT.into_iter().zip(REVISION).take(names(config));
+        known
+            .into_iter()
+            .any(|(inject, revision)| [inject, revision].iter().any(|name| self.labels.contains_key(*name)))
+    }
+}
+
+/// How many names of each label are understood.
+fn names(config: &Config) -> usize {
+    if config.istio_labels { 2 } else { 1 }
+}
+
 /// Whether a pod is injected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
@@ -79,7 +101,7 @@ pub fn decide(config: &Config, namespace: &Namespace, pod: &Value) -> Decision {
 }
 
 fn wanted(config: &Config, namespace: &Namespace, pod: &Value) -> Decision {
-    let names = |both: [&'static str; 2]| both.into_iter().take(if config.istio_labels { 2 } else { 1 });
+    let names = |both: [&'static str; 2]| both.into_iter().take(names(config));
     let of_namespace = |both| names(both).find_map(|name| Some((name, namespace.labels.get(name)?.as_str()?)));
     let skip = |text: String| Decision::Skip(text);
     let switch = names(POD_INJECT)

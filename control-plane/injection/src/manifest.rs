@@ -30,14 +30,36 @@ pub struct Manifest {
     pub errors: Vec<String>,
 }
 
-/// Adds sidecars to the pods of a file. `namespace`: that of objects that name none.
-pub fn add_sidecars(config: &Config, namespace: &str, text: &str) -> Manifest {
+/// The namespaces of the objects.
+#[derive(Debug, Clone)]
+pub struct Namespaces {
+    default: String,
+    declared: Vec<Namespace>,
+}
+
+impl Namespaces {
+    /// `default`: the namespace of objects that name none. Of the Namespaces in the texts those count whose labels decide about
+    /// sidecars; pods of others are injected unless they decline.
+    pub fn of<'t>(default: &str, texts: impl Iterator<Item = &'t str>) -> Self {
+        let documents = texts.flat_map(|text| yaml::parse(text).0);
+        let declared = documents.filter_map(|document| Namespace::read(&document.root.to_json()));
+        Self { default: default.to_owned(), declared: declared.collect() }
+    }
+
+    fn get(&self, config: &Config, name: &str) -> Namespace {
+        let declared = self.declared.iter().find(|one| one.name == name && one.decides(config));
+        declared.cloned().unwrap_or_else(|| Namespace::of_revision(name, &config.revision))
+    }
+}
+
+/// Adds sidecars to the pods of a file.
+pub fn add_sidecars(config: &Config, namespaces: &Namespaces, text: &str) -> Manifest {
     let mut manifest = Manifest::default();
     let (documents, errors) = yaml::parse(text);
     manifest.errors.extend(errors.iter().map(|e| format!("line {}: {}", e.place.line, e.text)));
     for (index, document) in documents.iter().enumerate() {
         let object = document.root.to_json();
-        let changed = object_with(config, namespace, &object, &mut manifest);
+        let changed = object_with(config, namespaces, &object, &mut manifest);
         let text = match changed {
             None => document.text.clone(),
             Some(changed) => to_yaml(&changed).unwrap_or_else(|error| {
@@ -62,12 +84,12 @@ pub fn to_yaml(value: &Value) -> Result<String, String> {
 }
 
 /// The object with sidecars; `None`: it is as it was.
-fn object_with(config: &Config, namespace: &str, object: &Value, manifest: &mut Manifest) -> Option<Value> {
+fn object_with(config: &Config, namespaces: &Namespaces, object: &Value, manifest: &mut Manifest) -> Option<Value> {
     let kind = object.get("kind")?.as_str()?;
     if kind == "List" {
         let items = object.get("items")?.as_array()?;
         let changed: Vec<Option<Value>> =
-            items.iter().map(|item| object_with(config, namespace, item, manifest)).collect();
+            items.iter().map(|item| object_with(config, namespaces, item, manifest)).collect();
         if changed.iter().all(Option::is_none) {
             return None;
         }
@@ -78,7 +100,7 @@ fn object_with(config: &Config, namespace: &str, object: &Value, manifest: &mut 
     let (_, path) = WORKLOADS.iter().find(|(known, _)| *known == kind)?;
     let metadata = |name: &str| object.pointer(&format!("/metadata/{name}")).and_then(Value::as_str);
     let name = metadata("name").or_else(|| metadata("generateName")).unwrap_or_default();
-    let namespace = metadata("namespace").unwrap_or(namespace);
+    let namespace = metadata("namespace").unwrap_or(&namespaces.default);
     let place = format!("{kind} {namespace}/{name}");
     let pod = path.iter().try_fold(object, |value, part| value.get(part));
     let Some(pod) = pod.filter(|pod| pod.is_object()) else {
@@ -86,7 +108,7 @@ fn object_with(config: &Config, namespace: &str, object: &Value, manifest: &mut 
         return None;
     };
     let owner = Owner { kind: kind.to_owned(), name: name.to_owned() };
-    match decide(config, &Namespace::of_revision(namespace, &config.revision), pod) {
+    match decide(config, &namespaces.get(config, namespace), pod) {
         Decision::Inject => {}
         Decision::Skip(reason) | Decision::Unable(reason) => {
             manifest.notes.push(format!("{place}: no sidecar: {reason}"));

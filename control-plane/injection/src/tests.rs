@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use crate::manifest::{Manifest, add_sidecars};
+use crate::manifest::{Manifest, Namespaces, add_sidecars};
 use crate::patch::tests::applied;
 use crate::{Config, Owner, STATUS, inject};
 
@@ -30,6 +30,10 @@ fn goldens() -> (PathBuf, Vec<String>) {
     (folder, names)
 }
 
+fn add_to(config: &Config, text: &str) -> Manifest {
+    add_sidecars(config, &Namespaces::of("default", [text].into_iter()), text)
+}
+
 fn with_notes(manifest: &Manifest) -> String {
     let notes = manifest.notes.iter().map(|note| format!("# note: {note}\n"));
     let errors = manifest.errors.iter().map(|error| format!("# error: {error}\n"));
@@ -42,7 +46,7 @@ fn files_get_the_sidecars_of_the_goldens() {
     for name in names {
         let text = fs::read_to_string(folder.join(&name)).unwrap();
         for (kind, native) in [("native", true), ("classic", false)] {
-            let got = with_notes(&add_sidecars(&config(native), "default", &text));
+            let got = with_notes(&add_to(&config(native), &text));
             let file = folder.join(kind).join(&name);
             if std::env::var_os("WEFT_GOLDENS").is_some() {
                 fs::create_dir_all(folder.join(kind)).unwrap();
@@ -60,8 +64,8 @@ fn a_file_with_sidecars_stays_as_it_is() {
     for name in names {
         let text = fs::read_to_string(folder.join(&name)).unwrap();
         for native in [true, false] {
-            let once = add_sidecars(&config(native), "default", &text);
-            let twice = add_sidecars(&config(native), "default", &once.text);
+            let once = add_to(&config(native), &text);
+            let twice = add_to(&config(native), &once.text);
             assert_eq!(once.text, twice.text, "{name}");
         }
     }

@@ -7,6 +7,7 @@
 //! back, and [`accounts`] reviews the tokens of pods.
 
 pub mod accounts;
+pub mod bundle;
 mod cluster;
 pub mod objects;
 pub mod policies;

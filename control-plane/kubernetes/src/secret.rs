@@ -71,7 +71,8 @@ impl Secrets {
     pub async fn get_or_set(&self, key: &str, value: &[u8]) -> Result<Vec<u8>> {
         for _ in 0..ATTEMPTS {
             let found = self.get().await;
-            let found = found.with_context(|| format!("cannot read {}: it needs get, create and patch", self.place()))?;
+            let found =
+                found.with_context(|| format!("cannot read {}: it needs get, create and patch", self.place()))?;
             let written = match &found {
                 Some(secret) => {
                     if let Some(ByteString(bytes)) = secret.data.as_ref().and_then(|data| data.get(key)) {

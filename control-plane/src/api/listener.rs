@@ -100,7 +100,8 @@ pub async fn serve(api: HttpApi, settings: &Settings, ca: &Arc<Ca>) -> Result<()
         let scheme = if remote { "https" } else { "http" };
         tracing::info!("serving Consul's API for programs without a sidecar at {scheme}://{address}");
         if remote {
-            let tls = server_config(ca.clone(), certified(address.ip(), &own_name(), &settings.names))?;
+            let names = certified(address.ip(), &own_name(), &settings.names);
+            let tls = server_config(ca.clone(), names, "--http-name")?;
             tokio::spawn(server::serve_tls(answers, listener, tls, Bounds::new(settings.per_client)));
         } else {
             tokio::spawn(server::serve(answers, listener, Bounds::new(settings.per_client)));
@@ -126,11 +127,15 @@ fn certified(listener: IpAddr, host: &str, more: &[String]) -> Vec<String> {
     names
 }
 
-fn server_config(ca: Arc<Ca>, names: Vec<String>) -> Result<Arc<rustls::ServerConfig>> {
+/// TLS of a listener for clients outside the mesh, with a certificate of these names; `option` sets them.
+///
+/// # Errors
+/// If a name is invalid in a certificate.
+pub(crate) fn server_config(ca: Arc<Ca>, names: Vec<String>, option: &str) -> Result<Arc<rustls::ServerConfig>> {
     let shown = names.join(", ");
     let sign = move |ca: &Ca, key: &KeyPair, lifetime| ca.sign_server(key, &names, SystemTime::now(), lifetime);
     let own = OwnCertificate::renewing(ca, sign, std::future::pending())
-        .with_context(|| format!("no certificate for {shown} (--http-name)"))?;
+        .with_context(|| format!("no certificate for {shown} ({option})"))?;
     let provider = provider();
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
@@ -348,7 +353,8 @@ mod tests {
         let api = api(dir.path()).await;
         let token = token(&api, "default", &[], &[]);
         let ca = Arc::new(Ca::create("cluster.local", SystemTime::now()).unwrap().0);
-        let tls = server_config(ca.clone(), certified([10, 0, 0, 9].into(), "cp", &["consul.example".into()])).unwrap();
+        let tls =
+            server_config(ca.clone(), certified([10, 0, 0, 9].into(), "cp", &["consul.example".into()]), "").unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         tokio::spawn(server::serve_tls(

@@ -48,6 +48,11 @@ const BODY: Duration = Duration::from_secs(60);
 
 /// Handler of requests.
 pub trait Answers: Send + Sync + 'static {
+    /// Maximum size of a request's body in bytes.
+    fn max_body(&self) -> usize {
+        MAX_BODY
+    }
+
     /// Refuses a request before its body is read.
     fn turned_away(&self, _head: &request::Parts) -> Option<Reply> {
         None
@@ -205,7 +210,7 @@ where
         return path::in_format(&path, &headers, refusal).map(Full::new);
     }
     let gzip = takes_gzip(&head.headers);
-    let reply = match collect(body).await {
+    let reply = match collect(body, answers.max_body()).await {
         Ok(body) => answers.answer(from, Request::from_parts(head, body)).await,
         Err(error) => {
             let query = Query::parse(head.uri.query().unwrap_or_default());
@@ -217,19 +222,19 @@ where
     reply.map(Full::new)
 }
 
-async fn collect<B>(body: B) -> Result<Bytes, ApiError>
+async fn collect<B>(body: B, most: usize) -> Result<Bytes, ApiError>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let Ok(collected) = tokio::time::timeout(BODY, Limited::new(body, MAX_BODY).collect()).await else {
+    let Ok(collected) = tokio::time::timeout(BODY, Limited::new(body, most).collect()).await else {
         let text = format!("the request's body did not arrive within {} seconds", BODY.as_secs());
         return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, text));
     };
     match collected {
         Ok(body) => Ok(body.to_bytes()),
         Err(e) if e.is::<LengthLimitError>() => {
-            let text = format!("Request body too large, max size: {MAX_BODY} bytes");
+            let text = format!("Request body too large, max size: {most} bytes");
             Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text))
         }
         Err(e) => Err(ApiError::bad_request(format!("cannot read the request's body: {e}"))),

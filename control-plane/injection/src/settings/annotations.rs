@@ -119,6 +119,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_page_names_each_annotation_that_is_read() {
+        let page = include_str!("../../../../docs/install/kubernetes.md");
+        for (name, is) in ANNOTATIONS {
+            assert_eq!(page.contains(&format!("`{name}")), matches!(is, Is::Read) || *name == crate::STATUS, "{name}");
+        }
+    }
+
+    #[test]
     fn annotations_without_effect_are_warned_of() {
         let pod = json!({ "metadata": { "annotations": {
             "sidecar.istio.io/proxyCPU": "1",

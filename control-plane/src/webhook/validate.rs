@@ -1,0 +1,182 @@
+//! `/validate`: a policy, before the API server stores it.
+//!
+//! Errors of the object itself refuse it, as in `weftctl validate`. What it has in common with other objects is a
+//! warning: tools apply a set of objects in any order. An update that changes nothing of the policy passes, so that an
+//! object that was stored before can still lose a finalizer.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use serde_json::{Value, json};
+use weft_policy::{Document, Kind, Place, Problem, Severity};
+
+use super::review::{Request, Verdict};
+use crate::clock::unix_now;
+use crate::state::Mesh;
+use crate::telemetry::Admissions;
+
+/// Annotation with the whole object as it was applied, which kubectl keeps for itself.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Accepts or refuses an object.
+pub(super) fn judge(mesh: &Mesh, counts: &Admissions, request: &Request<'_>) -> Verdict {
+    let (object, old) = (request.object(), request.old_object());
+    let Some(kind) = Kind::ALL.iter().copied().find(|kind| is_of(*kind, request)) else { return Verdict::default() };
+    let is_ending = object.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null());
+    if !["CREATE", "UPDATE"].contains(&request.text("/operation")) || is_ending {
+        return Verdict::default();
+    }
+    if request.text("/operation") == "UPDATE"
+        && object["spec"] == old["spec"]
+        && annotations(object) == annotations(old)
+    {
+        return Verdict::default();
+    }
+    let key = (kind, request.text("/namespace"), request.name());
+    let trust_domain = mesh.read(|world| world.trust_domain().to_owned());
+    let (document, problems) = read(key, object, &trust_domain);
+    let line = |problem: &Problem| {
+        let path = if problem.path.is_empty() { String::new() } else { format!("{}: ", problem.path) };
+        format!("{path}{}", problem.text)
+    };
+    let of = |severity| problems.iter().filter(move |problem| problem.severity == severity);
+    let mut warnings: Vec<String> = of(Severity::Warning).map(line).collect();
+    let errors: Vec<String> = of(Severity::Error).map(line).collect();
+    let Some(document) = document.filter(|_| errors.is_empty()) else {
+        counts.rejected.fetch_add(1, Ordering::Relaxed);
+        tracing::info!("{kind}/{}/{} is refused: {}", key.1, key.2, errors.join("; "));
+        return Verdict { refused: Some(errors.join("\n")), warnings, ..Verdict::default() };
+    };
+    counts.accepted.fetch_add(1, Ordering::Relaxed);
+    let before = read(key, old, &trust_domain).0.filter(|_| !old.is_null());
+    warnings.extend(beside(mesh, &document, before.as_ref()).iter().map(line));
+    Verdict { warnings, ..Verdict::default() }
+}
+
+fn is_of(kind: Kind, request: &Request<'_>) -> bool {
+    kind.name() == request.text("/kind/kind") && kind.descriptor().group == request.text("/kind/group")
+}
+
+fn annotations(object: &Value) -> BTreeMap<&str, &Value> {
+    let all = object.pointer("/metadata/annotations").and_then(Value::as_object).into_iter().flatten();
+    all.map(|(name, value)| (&**name, value)).filter(|(name, _)| *name != LAST_APPLIED).collect()
+}
+
+/// Reads an object. Its problems have no place in a file.
+fn read(
+    (kind, namespace, name): (Kind, &str, &str),
+    object: &Value,
+    trust_domain: &str,
+) -> (Option<Document>, Vec<Problem>) {
+    let text = json!({
+        "apiVersion": object["apiVersion"],
+        "kind": kind.name(),
+        "metadata": { "name": name, "namespace": namespace, "annotations": annotations(object) },
+        "spec": if object["spec"].is_null() { json!({}) } else { object["spec"].clone() },
+    });
+    let reference = format!("{}/{namespace}/{name}", kind.name());
+    let parsed = weft_world::parse_policies(&reference, &text.to_string()).of_mesh(trust_domain);
+    let mut problems = parsed.problems;
+    problems.iter_mut().for_each(|problem| problem.place = Place::default());
+    let document = parsed.documents.into_iter().next();
+    (document.map(|document| Document { line: 0, created: unix_now(), ..document }), problems)
+}
+
+/// Problems of an object together with the others of the mesh, and what these need of its version before.
+fn beside(mesh: &Mesh, document: &Document, before: Option<&Document>) -> Vec<Problem> {
+    let policies = mesh.policies();
+    let known = policies.all().find(|other| other.is_same_object(document)).cloned();
+    // An update keeps its age.
+    let created = known.map_or(document.created, |known| known.created);
+    let document = Document { created, ..document.clone() };
+    let others: Vec<&Arc<Document>> = policies.all().filter(|other| !other.is_same_object(&document)).collect();
+    let all: Vec<&Document> = others.iter().map(|other| &***other).chain([&document]).collect();
+    let changed: Vec<&Document> = before.into_iter().chain([&document]).collect();
+    let mut problems = weft_policy::check_change(&changed, &all);
+    problems.retain(|problem| problem.file == document.file && problem.severity != Severity::Info);
+    let replaced: Vec<&Document> = before.into_iter().collect();
+    let needs = weft_policy::needs(&replaced, &all, &|host| mesh.read(|world| world.offers(host)));
+    problems.extend(needs.into_values().map(|need| Problem {
+        file: document.file.clone(),
+        place: Place::default(),
+        severity: Severity::Warning,
+        code: weft_policy::Code::UndefinedSubset,
+        path: String::new(),
+        text: format!("{need}: requests fail without it"),
+    }));
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use weft_kubernetes::Delta;
+
+    use super::*;
+    use crate::store::embedded::Embedded;
+    use crate::testing::documents;
+
+    fn request(operation: &str, kind: &str, name: &str, spec: &Value, old: Option<&Value>) -> Value {
+        let object = |spec: &Value, label: &str| {
+            json!({
+                "apiVersion": "networking.istio.io/v1",
+                "kind": kind,
+                "metadata": { "name": name, "labels": { "version": label }, "annotations": { LAST_APPLIED: label } },
+                "spec": spec,
+            })
+        };
+        json!({
+            "kind": { "group": "networking.istio.io", "version": "v1", "kind": kind },
+            "operation": operation,
+            "namespace": "shop",
+            "object": object(spec, "new"),
+            "oldObject": old.map(|spec| object(spec, "old")),
+        })
+    }
+
+    #[tokio::test]
+    async fn errors_of_an_object_refuse_it_and_missing_objects_are_warnings() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(folder.path()).unwrap());
+        let mesh = Mesh::open(store, "cluster.local", Duration::from_secs(15)).await.unwrap();
+        let route = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: order, namespace: shop}\n\
+                     spec: {hosts: [order], http: [{route: [{destination: {host: order, subset: v1}}]}]}\n";
+        let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: order, namespace: shop}\n\
+                    spec: {host: order, subsets: [{name: v1, labels: {version: v1}}]}\n";
+        let documents = Some([documents(route), documents(rule)].concat());
+        mesh.set_kubernetes(Delta { documents, ..Delta::default() }, Vec::new());
+        let subset = json!({ "host": "order", "subsets": [{ "name": "v1", "labels": { "version": "v1" } }] });
+        let without = json!({ "host": "order" });
+        let wrong =
+            json!({ "host": "order", "trafficPolicy": { "connectionPool": { "tcp": { "maxConections": 1 } } } });
+        let to = json!({ "hosts": ["cart"], "http": [{ "route": [{ "destination": { "host": "cart", "subset": "v9" } }] }] });
+        let counts = Admissions::default();
+        // Refusal and warnings; empty: none.
+        for (request, refused, warned) in [
+            (request("CREATE", "DestinationRule", "cart", &json!({ "host": "cart" }), None), "", ""),
+            (request("CREATE", "DestinationRule", "cart", &wrong, None), "did you mean `maxConnections`", ""),
+            (request("UPDATE", "DestinationRule", "order", &wrong, Some(&wrong)), "", ""),
+            (request("UPDATE", "DestinationRule", "order", &wrong, Some(&subset)), "did you mean `maxConnections`", ""),
+            (request("UPDATE", "DestinationRule", "order", &without, Some(&subset)), "", "VirtualService/shop/order"),
+            (request("CREATE", "VirtualService", "cart", &to, None), "", "v9"),
+            (request("DELETE", "DestinationRule", "cart", &wrong, None), "", ""),
+            (request("CREATE", "EnvoyFilter", "cart", &wrong, None), "", ""),
+        ] {
+            let verdict = judge(&mesh, &counts, &Request(&request));
+            let (error, warnings) = (verdict.refused.clone().unwrap_or_default(), verdict.warnings.join("\n"));
+            assert_eq!(
+                (error.is_empty(), warnings.is_empty()),
+                (refused.is_empty(), warned.is_empty()),
+                "{request}: {verdict:?}"
+            );
+            assert!(error.contains(refused) && warnings.contains(warned), "{request}: {verdict:?}");
+        }
+        let mut ending = request("UPDATE", "DestinationRule", "order", &wrong, Some(&subset));
+        ending["object"]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        assert_eq!(judge(&mesh, &counts, &Request(&ending)), Verdict::default());
+        let numbers = [&counts.accepted, &counts.rejected].map(|count| count.load(Ordering::Relaxed));
+        assert_eq!(numbers, [3, 2]);
+    }
+}
