@@ -11,6 +11,7 @@ need dig dnsutils
 need strace strace
 need etcd etcd-server
 need kubectl kubernetes-client
+need busybox busybox-static
 need faketime faketime
 need unshare util-linux
 need node nodejs

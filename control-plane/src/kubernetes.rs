@@ -1,7 +1,6 @@
 //! Follows a Kubernetes cluster: its objects become instances and documents of the mesh, and its policies get a status.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +8,9 @@ use anyhow::Result;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use weft_kubernetes::watch::{self, Changed};
-use weft_kubernetes::{Change, Cluster, status};
+use weft_kubernetes::{Change, Client, Cluster, roots, status};
 
+use crate::identity::ca::Ca;
 use crate::state::Mesh;
 
 /// Changes are collected for this long, so that a rollout or the end of a node is a few changes of the mesh, and not one
@@ -23,11 +23,10 @@ const REPORT: Duration = Duration::from_secs(10);
 /// would take endpoints away from sidecars that still have them from before.
 ///
 /// # Errors
-/// If there is no configuration of a client. An API server that does not answer is waited for.
-pub async fn follow(mesh: Arc<Mesh>, kubeconfig: Option<&Path>, trust_domain: &str) -> Result<()> {
-    let client = watch::client(kubeconfig).await?;
+/// If the watches end. An API server that does not answer is waited for.
+pub async fn follow(mesh: Arc<Mesh>, client: Client, ca: &Ca) -> Result<()> {
     let (resources, mut changes) = watch::start(&client);
-    let mut cluster = Cluster::new(trust_domain);
+    let mut cluster = Cluster::new(ca.trust_domain());
     let mut missing: BTreeSet<_> = resources.into_iter().collect();
     let mut report = Instant::now() + REPORT;
     while !missing.is_empty() {
@@ -45,8 +44,10 @@ pub async fn follow(mesh: Arc<Mesh>, kubeconfig: Option<&Path>, trust_domain: &s
     }
     mesh.set_kubernetes(cluster.take_delta(), cluster.problems());
     let (statuses, reports) = mpsc::channel(1);
-    tokio::spawn(status::write(client, reports));
-    tokio::spawn(run(mesh, cluster, changes, statuses));
+    tokio::spawn(status::write(client.clone(), reports));
+    let (namespaces, known) = tokio::sync::watch::channel(names(&cluster));
+    tokio::spawn(roots::keep(client, ca.root_pem(), known));
+    tokio::spawn(run(mesh, cluster, changes, statuses, namespaces));
     Ok(())
 }
 
@@ -56,6 +57,7 @@ async fn run(
     mut cluster: Cluster,
     mut changes: mpsc::Receiver<Changed>,
     statuses: mpsc::Sender<Vec<status::Report>>,
+    namespaces: tokio::sync::watch::Sender<BTreeSet<String>>,
 ) {
     loop {
         // A writer that is behind gets the reports of the next batch: they are those that the objects do not have yet.
@@ -70,9 +72,18 @@ async fn run(
             let Some((resource, change)) = received else { return };
             cluster.apply(resource, change);
         }
+        namespaces.send_if_modified(|known| {
+            let now = names(&cluster);
+            std::mem::replace(known, now) != *known
+        });
         let delta = cluster.take_delta();
         if !delta.is_empty() {
             mesh.set_kubernetes(delta, cluster.problems());
         }
     }
+}
+
+/// The namespaces that pods may run in.
+fn names(cluster: &Cluster) -> BTreeSet<String> {
+    cluster.namespaces().keys().cloned().collect()
 }

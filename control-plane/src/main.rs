@@ -11,7 +11,7 @@ use tracing_appender::non_blocking::NonBlockingBuilder;
 use weft_control_plane::api::dns::{self, listen::Listen};
 use weft_control_plane::api::listener;
 use weft_control_plane::federation::{self, peering::PeerAddress};
-use weft_control_plane::server::{self, Config};
+use weft_control_plane::server::{self, Cluster, Config};
 use weft_control_plane::sources::folder::DEFAULT_GRACE_S;
 use weft_control_plane::store::etcd::Access;
 use weft_control_plane::store::snapshot::automatic;
@@ -68,6 +68,13 @@ struct Args {
     /// Kubeconfig file of the cluster.
     #[arg(long, requires = "kubernetes")]
     kubeconfig: Option<PathBuf>,
+    /// Accept the token of a pod from any address: for networks that translate addresses between pods and this process.
+    #[arg(long, requires = "kubernetes")]
+    no_pod_address_check: bool,
+    /// Secret, in this process's own namespace, that keeps the certificate authority and the key of tokens instead of the store:
+    /// it is made at the first start, and shared by all control planes of the cluster.
+    #[arg(long, value_name = "NAME", requires = "kubernetes")]
+    ca_secret: Option<String>,
     #[command(flatten)]
     webhooks: Webhooks,
     /// Address that sidecars connect to (TLS).
@@ -296,7 +303,11 @@ fn main() -> Result<()> {
         etcd: Access { ca: args.etcd_ca, certificate: args.etcd_cert.zip(args.etcd_key), user },
         data_dir: args.data_dir,
         policies: args.policies,
-        kubernetes: args.kubernetes.then_some(args.kubeconfig),
+        kubernetes: args.kubernetes.then_some(Cluster {
+            kubeconfig: args.kubeconfig,
+            check_addresses: !args.no_pod_address_check,
+            secret: args.ca_secret,
+        }),
         webhook: if args.kubernetes { args.webhooks.settings()? } else { None },
         policy_grace: Duration::from_secs(args.policy_grace),
         listen: args.listen,

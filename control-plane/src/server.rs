@@ -9,6 +9,9 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::Server;
+use weft_kubernetes::accounts::Accounts;
+use weft_kubernetes::secret::Secrets;
+use weft_kubernetes::{bundle, watch};
 use weft_proto::envoy::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use weft_proto::v1::admin_server::AdminServer;
 use weft_proto::v1::catalog_server::CatalogServer;
@@ -47,7 +50,6 @@ use crate::store::snapshot::automatic;
 use crate::store::{self, Condition, Op, Table};
 use crate::telemetry::Telemetry;
 use crate::webhook;
-use weft_kubernetes::{bundle, watch};
 
 /// The configuration of a control plane.
 #[derive(Debug, Clone)]
@@ -64,8 +66,8 @@ pub struct Config {
     pub policies: Option<PathBuf>,
     /// How long the documents of an emptied or removed policy file are kept.
     pub policy_grace: Duration,
-    /// Whether a Kubernetes cluster is followed, and its kubeconfig; without that it is the cluster around this process.
-    pub kubernetes: Option<Option<PathBuf>>,
+    /// The Kubernetes cluster that is followed.
+    pub kubernetes: Option<Cluster>,
     /// The admission webhooks of that cluster.
     pub webhook: Option<webhook::Settings>,
     /// The listener for sidecars.
@@ -92,6 +94,17 @@ pub struct Config {
     pub federation: federation::Settings,
 }
 
+/// A Kubernetes cluster.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// `None`: the cluster around this process.
+    pub kubeconfig: Option<PathBuf>,
+    /// Whether the token of a pod is accepted from the pod's addresses alone.
+    pub check_addresses: bool,
+    /// Name of the Secret, in the control plane's own namespace, that keeps its secrets.
+    pub secret: Option<String>,
+}
+
 /// Name of the administrator's socket in the data folder.
 pub const ADMIN_SOCKET: &str = "admin.sock";
 
@@ -106,9 +119,16 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     };
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot make the data folder {}", config.data_dir.display()))?;
-    let ca = Arc::new(open_ca(&store, &config.trust_domain).await?);
+    let cluster = match &config.kubernetes {
+        Some(cluster) => Some((cluster, watch::client(cluster.kubeconfig.as_deref()).await?)),
+        None => None,
+    };
+    let secret = cluster
+        .as_ref()
+        .and_then(|(cluster, client)| cluster.secret.as_ref().map(|name| Secrets::new(client.clone(), name)));
+    let ca = Arc::new(open_ca(&store, secret.as_ref(), &config.trust_domain).await?);
     listener::write_root(&ca, &config.data_dir)?;
-    let tokens = Arc::new(Tokens::new(&token_secret(&store).await?));
+    let tokens = Arc::new(Tokens::new(&token_secret(&store, secret.as_ref()).await?));
     let mut telemetry = Telemetry { store: store.health(), ..Telemetry::default() };
     if !config.snapshots.interval.is_zero() {
         let (dir, counts) = (config.data_dir.clone(), telemetry.snapshots.clone());
@@ -138,9 +158,17 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
             }
         });
     }
-    if let Some(kubeconfig) = &config.kubernetes {
-        kubernetes::follow(mesh.clone(), kubeconfig.as_deref(), ca.trust_domain()).await?;
-    }
+    let accounts = match cluster {
+        Some((cluster, client)) => {
+            kubernetes::follow(mesh.clone(), client.clone(), &ca).await?;
+            if let Some(settings) = config.webhook {
+                webhook::serve(mesh.clone(), settings, &ca, telemetry.admissions.clone())?;
+                tokio::spawn(bundle::keep(client.clone(), ca.root_pem()));
+            }
+            Some(Accounts::new(client, cluster.check_addresses))
+        }
+        None => None,
+    };
     tokio::spawn(mesh.clone().reap());
     let address_of_dns = config.dns_listen.iter().find_map(|place| place.reachable());
     let datacenter = config.federation.datacenter.clone();
@@ -176,11 +204,6 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let folder = config.allow_external.then(|| config.data_dir.join("external"));
     let externals = Externals::open(mesh.clone(), discovery.clone(), folder).await?;
     tokio::spawn(externals.clone().keep());
-    if let (Some(kubeconfig), Some(settings)) = (&config.kubernetes, config.webhook) {
-        let client = watch::client(kubeconfig.as_deref()).await?;
-        tokio::spawn(bundle::keep(client, ca.root_pem()));
-        webhook::serve(mesh.clone(), settings, &ca, telemetry.admissions.clone())?;
-    }
     let api = HttpApi { externals, consul: consul.clone(), eureka: eureka.clone(), tokens: tokens.clone(), telemetry };
     listener::serve(api, &config.http, &ca).await?;
     let queries = Arc::<Pace>::default();
@@ -188,6 +211,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let identity = IdentityService {
         ca: ca.clone(),
         tokens,
+        accounts,
         lifetime: config.certificate_ttl,
         rates: Rates::new(signing::BURST, signing::INTERVAL),
         refusals: refusals.clone(),
@@ -212,31 +236,45 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     }
 }
 
-async fn open_ca(store: &store::Shared, trust_domain: &str) -> Result<Ca> {
+async fn open_ca(store: &store::Shared, shared: Option<&Secrets>, trust_domain: &str) -> Result<Ca> {
     let make = || {
         let (_, record) = Ca::create(trust_domain, SystemTime::now())?;
         tracing::info!(trust_domain, "created a new root certificate");
         Ok(serde_json::to_vec(&record)?)
     };
-    let json = secret(store, "ca", make).await?;
+    let json = secret(store, shared, "ca", make).await?;
     let record: CaRecord = serde_json::from_slice(&json).context("the stored CA cannot be read")?;
     Ca::load(&record)
 }
 
-async fn token_secret(store: &store::Shared) -> Result<Vec<u8>> {
+async fn token_secret(store: &store::Shared, shared: Option<&Secrets>) -> Result<Vec<u8>> {
     let make = || {
         let mut secret = vec![0; 32];
         aws_lc_rs::rand::fill(&mut secret).map_err(|_| anyhow::anyhow!("the system gives no randomness"))?;
         Ok(secret)
     };
-    secret(store, "tokens", make).await
+    secret(store, shared, "tokens", make).await
 }
 
-/// A secret, created by the first control plane that needs it.
-async fn secret(store: &store::Shared, key: &str, make: impl Fn() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
+/// A secret, created by the first control plane that needs it. That of a cluster's Secret has precedence over the store's: the
+/// store of a pod may be empty.
+async fn secret(
+    store: &store::Shared,
+    shared: Option<&Secrets>,
+    key: &str,
+    make: impl Fn() -> Result<Vec<u8>>,
+) -> Result<Vec<u8>> {
+    if let Some(shared) = shared
+        && let Some(value) = shared.find(key).await?
+    {
+        return Ok(value);
+    }
     loop {
         if let Some(record) = store.get(Table::Secrets, key).await? {
-            return Ok(record.value);
+            return match shared {
+                Some(shared) => shared.get_or_set(key, &record.value).await,
+                None => Ok(record.value),
+            };
         }
         // Another control plane may be faster: then its secret is used by all.
         store.txn(vec![Condition::absent(Table::Secrets, key)], vec![Op::put(Table::Secrets, key, make()?)]).await?;

@@ -37,7 +37,9 @@ fn run(command: &mut Command) -> Result<()> {
 /// # Errors
 /// If they cannot be built.
 pub(crate) fn build() -> Result<()> {
-    run(Command::new(script()).arg("build"))
+    // All programs at once, those of the node too: the sources are unpacked once.
+    let names = ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"];
+    run(Command::new(script()).arg("build").args(names))
 }
 
 impl Cluster {
@@ -57,15 +59,15 @@ impl Cluster {
         let zone = json!({ "topology.kubernetes.io/region": "eu", "topology.kubernetes.io/zone": "eu-a" });
         let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1", "labels": zone } });
         cluster.apply(&node.to_string())?;
-        let kubeconfig = cluster.folder.join("admin.kubeconfig").to_string_lossy().into_owned();
+        let kubeconfig = cluster.kubeconfig().to_string_lossy().into_owned();
         let injection = cluster.folder.join("injection.yaml");
         // This API server has no native sidecars.
         std::fs::write(&injection, "image: weft:test\nnativeSidecar: false\n")?;
         let injection = injection.to_string_lossy().into_owned();
         let address = cluster.mesh.center.ip.clone();
-        let options = [("--kubeconfig", kubeconfig), ("--webhook-name", address), ("--injection-config", injection)];
-        let options = options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
-        cluster.mesh.control_plane_args = ["--kubernetes".to_owned()].into_iter().chain(options).collect();
+        let of_cluster = ["--kubernetes", "--kubeconfig", &kubeconfig, "--ca-secret", "weft-ca"];
+        let webhook = ["--webhook-name", &address, "--injection-config", &injection];
+        cluster.mesh.control_plane_args = of_cluster.into_iter().chain(webhook).map(str::to_owned).collect();
         cluster.mesh.start_control_plane()?;
         Ok(cluster)
     }
@@ -94,6 +96,11 @@ impl Cluster {
         self.script("start")
     }
 
+    /// The administrator's kubeconfig.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.folder.join("admin.kubeconfig")
+    }
+
     /// The output of kubectl.
     ///
     /// # Errors
@@ -112,7 +119,7 @@ impl Cluster {
             .center
             .command("kubectl")
             .args(args)
-            .env("KUBECONFIG", self.folder.join("admin.kubeconfig"))
+            .env("KUBECONFIG", self.kubeconfig())
             .env("HOME", &self.folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -155,14 +162,74 @@ impl Cluster {
     /// # Errors
     /// If the API server refuses.
     pub(crate) fn register_pod(&self, namespace: &str, pod: &Pod, labels: &Value) -> Result<()> {
+        self.register_pod_of(namespace, pod, labels, "default")
+    }
+
+    /// The same for a pod with a sidecar, of a service account.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub(crate) fn register_injected_pod(
+        &self,
+        namespace: &str,
+        pod: &Pod,
+        labels: &Value,
+        account: &str,
+    ) -> Result<()> {
+        let mut labels = labels.clone();
+        labels["security.istio.io/tlsMode"] = json!("istio");
+        self.register_pod_of(namespace, pod, &labels, account)
+    }
+
+    fn register_pod_of(&self, namespace: &str, pod: &Pod, labels: &Value, account: &str) -> Result<()> {
+        let containers = json!([{ "name": "app", "image": "none" }]);
         let object = json!({
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": { "name": pod.name, "namespace": namespace, "labels": labels },
-            "spec": { "nodeName": "node-1", "containers": [{ "name": "app", "image": "none" }] },
+            "metadata": {
+                "name": pod.name,
+                "namespace": namespace,
+                "labels": labels,
+                "annotations": { "weft.dev/services": "order,stock" },
+            },
+            "spec": { "nodeName": "node-1", "serviceAccountName": account, "containers": containers },
         });
         self.apply(&object.to_string())?;
         self.set_ready(namespace, pod, true)
+    }
+
+    /// A file with a token of a service account, bound to a pod, as the kubelet projects it.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub(crate) fn bound_token(&self, namespace: &str, account: &str, pod: &str, audience: &str) -> Result<PathBuf> {
+        let uid = self.get(namespace, "pod", pod)?["metadata"]["uid"].clone();
+        let request = json!({
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {
+                "audiences": [audience],
+                "expirationSeconds": 3600,
+                "boundObjectRef": { "kind": "Pod", "apiVersion": "v1", "name": pod, "uid": uid },
+            },
+        });
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+        let made = self.kubectl(&["create", "--raw", &path, "-f", "-"], &request.to_string())?;
+        let made: Value = serde_json::from_str(&made)?;
+        let file = self.folder.join(format!("{namespace}-{pod}-{audience}.token"));
+        std::fs::write(&file, made["status"]["token"].as_str().context("no token")?)?;
+        Ok(file)
+    }
+
+    /// A file with the root certificate that pods of a namespace mount.
+    ///
+    /// # Errors
+    /// If the namespace does not have it.
+    pub(crate) fn root(&self, namespace: &str) -> Result<PathBuf> {
+        let found = self.get(namespace, "configmap", "weft-ca-root-cert")?;
+        let file = self.folder.join(format!("{namespace}-root-cert.pem"));
+        std::fs::write(&file, found["data"]["root-cert.pem"].as_str().context("no certificate")?)?;
+        Ok(file)
     }
 
     /// Sets the readiness of a pod's endpoints.

@@ -1,7 +1,9 @@
 //! Scenarios with a real API server and controller manager: one cluster for all of them, in the namespace of a mesh whose
 //! control plane follows it.
 
+mod chart;
 mod cluster;
+mod identity;
 mod source;
 mod webhooks;
 
@@ -24,7 +26,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // They share a cluster, and one of them takes its API server away.
     arguments.test_threads = Some(1);
-    let scenarios: Vec<(&str, Scenario)> = [source::all(), webhooks::all()].concat();
+    let scenarios: Vec<(&str, Scenario)> = [source::all(), identity::all(), chart::all(), webhooks::all()].concat();
     if arguments.list {
         let trials = scenarios.into_iter().map(|(name, _)| Trial::test(name, || Ok(())));
         return libtest_mimic::run(&arguments, trials.collect()).exit_code();

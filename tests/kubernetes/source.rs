@@ -1,5 +1,7 @@
 //! Kubernetes as a source of services and policies.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use weft_policy::Kind;
@@ -16,7 +18,7 @@ pub(crate) fn all() -> Vec<(&'static str, Scenario)> {
     ]
 }
 
-fn service(name: &str, namespace: &str) -> String {
+pub(crate) fn service(name: &str, namespace: &str) -> String {
     json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -30,7 +32,7 @@ fn service(name: &str, namespace: &str) -> String {
 }
 
 /// Waits until exactly these pods serve requests to a name.
-fn serve(front: &weft_tests::Pod, name: &str, expected: &[&str]) -> Result<()> {
+pub(crate) fn serve(front: &weft_tests::Pod, name: &str, expected: &[&str]) -> Result<()> {
     wait_for("calls", SOON, || {
         let url = format!("http://{name}/");
         let results = front.requests(&json!({ "url": url, "count": 20 }))?;
@@ -54,6 +56,11 @@ fn pods_of_a_service_are_its_endpoints(cluster: &Cluster) -> Result<()> {
         cluster.register_pod("shop", pod, &json!({ "app": "order" }))?;
     }
     serve(&front, "order.shop", &["order1", "order2"])?;
+    // Traffic that passes the sidecar by needs an address that the cluster has.
+    let ip = cluster.get("shop", "service", "order")?["spec"]["clusterIP"].clone();
+    let resolved = front.run("getent", &["ahostsv4", "order.shop"])?;
+    let addresses: BTreeSet<&str> = resolved.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    ensure!(Some(&addresses) == ip.as_str().map(|ip| BTreeSet::from([ip])).as_ref(), "{resolved}, not {ip}");
     cluster.set_ready("shop", &two, false)?;
     serve(&front, "order.shop", &["order1"])?;
     cluster.set_ready("shop", &two, true)?;

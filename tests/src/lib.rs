@@ -26,7 +26,7 @@ pub use etcd::Etcd;
 pub use mesh::{Instance, Mesh, Pair, take_logs};
 pub use namespace::{enter, name_server};
 pub use pod::{Meanwhile, Pod, Process};
-pub use programs::{binary, install, node_modules, python_of, tests_dir};
+pub use programs::{binary, helm, install, node_modules, python_of, repository, tests_dir};
 pub use weft_policy::Kind;
 
 /// Runs a command to its end.

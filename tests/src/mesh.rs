@@ -102,6 +102,11 @@ impl Mesh {
         self.dir.path().join("control-plane")
     }
 
+    /// The data folder of [`Mesh::another_control_plane`].
+    pub fn data_dir_of(&self, number: u16) -> PathBuf {
+        self.dir.path().join(format!("control-plane-{number}"))
+    }
+
     /// Kills the control plane and removes its data.
     ///
     /// # Errors
@@ -119,7 +124,7 @@ impl Mesh {
     /// # Errors
     /// When it is not ready within ten seconds.
     pub fn another_control_plane(&self, number: u16, args: &[&str]) -> Result<Process> {
-        let data = self.dir.path().join(format!("control-plane-{number}"));
+        let data = self.data_dir_of(number);
         let listen = format!("{}:{}", self.center.ip, 15012 + number);
         let (data, policies) = (data.to_string_lossy().into_owned(), self.policies.to_string_lossy().into_owned());
         let all = [&["--data-dir", &data, "--policies", &policies, "--listen", &listen], args].concat();
@@ -258,7 +263,8 @@ impl Mesh {
     pub fn sidecar_args(&self, pod: &Pod, account: &str, args: &[&str]) -> Result<Vec<String>> {
         let data = self.dir.path().join(format!("sidecar-{}", pod.name)).to_string_lossy().into_owned();
         let control = format!("{}:15012", self.center.ip);
-        let own = if args.contains(&"--token-file") { None } else { Some(self.token(account)?) };
+        let brings_own = args.contains(&"--token-file") || args.contains(&"--service-account-token");
+        let own = if brings_own { None } else { Some(self.token(account)?) };
         let own = own.map(|path| path.to_string_lossy().into_owned());
         let mut all = vec!["run"];
         if let Some(token) = &own {

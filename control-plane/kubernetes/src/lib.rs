@@ -3,14 +3,18 @@
 //!
 //! [`objects`] reads the few fields that matter of an object, and never fails for an unknown value: a Service is not
 //! Weft's document, and one that is refused is an outage. [`Cluster`] is the state of all objects, without I/O: it
-//! makes the documents and instances of the mesh. [`watch`] lists and watches the API, and [`status`] writes conditions
-//! back.
+//! makes the documents and instances of the mesh. [`watch`] lists and watches the API, [`status`] writes conditions
+//! back, and [`accounts`] reviews the tokens of pods.
 
+pub mod accounts;
 pub mod bundle;
 mod cluster;
 pub mod objects;
 pub mod policies;
+pub mod roots;
+pub mod secret;
 pub mod status;
 pub mod watch;
 
 pub use cluster::{Change, Cluster, Delta, Resource};
+pub use kube::Client;

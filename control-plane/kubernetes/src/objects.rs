@@ -243,6 +243,12 @@ pub fn node_locality(object: &DynamicObject) -> String {
     format!("{region}/{zone}/{subzone}").trim_end_matches('/').to_owned()
 }
 
+/// The labels of a namespace; `None`: it is about to end.
+pub fn namespace_labels(object: &DynamicObject) -> Option<BTreeMap<String, String>> {
+    let labels = object.metadata.labels.clone().unwrap_or_default();
+    object.metadata.deletion_timestamp.is_none().then_some(labels)
+}
+
 /// The first address of an endpoint that is one.
 pub fn address(endpoint: &SliceEndpoint) -> Option<IpAddr> {
     endpoint.addresses.first()?.parse().ok()

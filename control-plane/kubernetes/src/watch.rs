@@ -61,7 +61,7 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
 
 /// The kinds that are watched.
 fn resources() -> Vec<Resource> {
-    let core = [Resource::Service, Resource::EndpointSlice, Resource::Pod, Resource::Node];
+    let core = [Resource::Service, Resource::EndpointSlice, Resource::Pod, Resource::Node, Resource::Namespace];
     let policies = Kind::ALL.iter().copied().filter(|kind| is_custom(*kind)).map(Resource::Policy);
     core.into_iter().chain(policies).collect()
 }
@@ -93,6 +93,7 @@ pub(crate) async fn api_resource(client: &Client, resource: Resource) -> Result<
         Resource::EndpointSlice => return fixed("discovery.k8s.io", "EndpointSlice", "endpointslices"),
         Resource::Pod => return fixed("", "Pod", "pods"),
         Resource::Node => return fixed("", "Node", "nodes"),
+        Resource::Namespace => return fixed("", "Namespace", "namespaces"),
         Resource::Policy(kind) => kind,
     };
     let descriptor = kind.descriptor();
@@ -237,7 +238,7 @@ impl Failures {
 }
 
 /// The error of the client behind one of a watch.
-fn cause(error: &watcher::Error) -> Option<&kube::Error> {
+pub(crate) fn cause(error: &watcher::Error) -> Option<&kube::Error> {
     match error {
         watcher::Error::InitialListFailed(cause)
         | watcher::Error::WatchStartFailed(cause)
@@ -247,7 +248,7 @@ fn cause(error: &watcher::Error) -> Option<&kube::Error> {
 }
 
 /// An error with its causes.
-fn text(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn text(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(one) = cause {
@@ -268,6 +269,7 @@ pub fn name(resource: Resource) -> &'static str {
         Resource::EndpointSlice => "EndpointSlice",
         Resource::Pod => "Pod",
         Resource::Node => "Node",
+        Resource::Namespace => "Namespace",
         Resource::Policy(kind) => kind.name(),
     }
 }

@@ -19,7 +19,7 @@ use super::{Discovery, Reply, Version, short};
 use crate::identity::bounds;
 use crate::identity::peer::PeerCertificate;
 use weft_world::translate;
-use weft_world::{Changed, Instance, Scope, World};
+use weft_world::{Changed, Instance, Pod, Scope, World};
 
 /// The status of a stream that should move to another control plane.
 pub(super) const CUT_OFF: &str = "this control plane has lost its store, and its state is stale";
@@ -276,13 +276,18 @@ impl Session {
         self.discovery.lock().answered(self.id, kind, resources, refused.as_deref());
     }
 
-    /// Its labels: those of the sidecar, and those of its registrations.
+    /// Its labels: those of the sidecar, of its pod in Kubernetes, and of its registrations.
     fn labels(&self, world: &World) -> BTreeMap<String, String> {
         let mut labels = self.labels.clone();
+        labels.extend(self.pod(world).into_iter().flat_map(|pod| pod.labels.clone()));
         for instance in self.instances(world) {
             labels.extend(world.labels_of(instance).clone());
         }
         labels
+    }
+
+    fn pod<'a>(&self, world: &'a World) -> Option<&'a Pod> {
+        world.pod(self.certified.id.namespace(), &self.node, self.certified.id.as_str())
     }
 
     fn instances<'a>(&'a self, world: &'a World) -> impl Iterator<Item = &'a Arc<Instance>> {

@@ -1,4 +1,4 @@
-//! Certificate signing: a join token or a certificate in, a fresh certificate of the same entitlement out.
+//! Certificate signing: a join token, a pod's token or a certificate in, a fresh certificate of the same entitlement out.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,7 +8,8 @@ use rand::RngExt;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use weft_core::clock::unix_ms;
-use weft_core::identity::SpiffeId;
+use weft_core::identity::{IdentityError, SpiffeId};
+use weft_kubernetes::accounts::{Accounts, Refusal};
 use weft_proto::v1::identity_server::Identity;
 use weft_proto::v1::{SignRequest, SignResponse};
 
@@ -31,8 +32,10 @@ pub const INTERVAL: Duration = Duration::from_secs(2);
 pub struct IdentityService {
     /// Signs.
     pub ca: Arc<Ca>,
-    /// Verifies tokens.
+    /// Verifies join tokens.
     pub tokens: Arc<Tokens>,
+    /// Reviews the tokens of service accounts, if a Kubernetes cluster is followed.
+    pub accounts: Option<Accounts>,
     /// Longest life of a certificate; reduced by up to a tenth at random, so that a mesh that started at once does not
     /// renew at once.
     pub lifetime: Duration,
@@ -53,7 +56,7 @@ impl Identity for IdentityService {
             let text = format!("the signing request has {bytes} bytes, at most {SIGNING_REQUEST} are allowed");
             return Err(Status::invalid_argument(text));
         }
-        let (id, names) = self.entitled(&request, &peer)?;
+        let (id, names) = self.entitled(&request, &peer).await?;
         let name = id.to_string();
         if let Err(wait) = self.rates.take((name.clone(), peer.remote), Instant::now()) {
             let reason = format!(
@@ -94,24 +97,62 @@ impl Identity for IdentityService {
 
 impl IdentityService {
     /// The identity and services of a request's credentials, the latter in the form of the credentials.
-    fn entitled(&self, request: &Request<SignRequest>, peer: &Peer) -> Result<(SpiffeId, Vec<String>), Status> {
+    async fn entitled(&self, request: &Request<SignRequest>, peer: &Peer) -> Result<(SpiffeId, Vec<String>), Status> {
         let Some(token) = bearer(request)? else {
             let certified = peer.renewable()?;
             return Ok((certified.id.clone(), certified.services.clone()));
         };
-        let identity = |namespace: &str, account: &str| SpiffeId::new(self.ca.trust_domain(), namespace, account);
-        let claims = self.tokens.verify(token, unix_now()).map_err(|e| {
-            tracing::warn!(peer = %peer.remote, "join refused: {e}");
-            let claimed =
-                self.tokens.unverified(token).and_then(|of| identity(&of.namespace, &of.service_account).ok());
-            if let Some(id) = claimed {
-                self.refusals.add(&id.to_string(), Some(peer.remote), e.to_string());
+        let (namespace, account, services) = match Accounts::is_token(token) {
+            true => self.reviewed(token, peer.remote).await?,
+            false => self.verified(token, peer.remote)?,
+        };
+        let id = self.id(&namespace, &account);
+        let id = id.map_err(|e| Status::invalid_argument(format!("the token's identity is not valid: {e}")))?;
+        Ok((id, services))
+    }
+
+    fn id(&self, namespace: &str, account: &str) -> Result<SpiffeId, IdentityError> {
+        SpiffeId::new(self.ca.trust_domain(), namespace, account)
+    }
+
+    /// Namespace, service account and services of a join token.
+    fn verified(&self, token: &str, remote: IpAddr) -> Result<(String, String, Vec<String>), Status> {
+        match self.tokens.verify(token, unix_now()) {
+            Ok(claims) => Ok((claims.namespace, claims.service_account, claims.services)),
+            Err(e) => {
+                tracing::warn!(peer = %remote, "join refused: {e}");
+                let claimed = self.tokens.unverified(token);
+                if let Some(id) = claimed.and_then(|of| self.id(&of.namespace, &of.service_account).ok()) {
+                    self.refusals.add(&id.to_string(), Some(remote), e.to_string());
+                }
+                Err(Status::unauthenticated(e.to_string()))
             }
-            Status::unauthenticated(e.to_string())
-        })?;
-        let id = identity(&claims.namespace, &claims.service_account)
-            .map_err(|e| Status::invalid_argument(format!("the token's identity is not valid: {e}")))?;
-        Ok((id, claims.services))
+        }
+    }
+
+    /// Namespace, service account and services of the token of a pod.
+    async fn reviewed(&self, token: &str, remote: IpAddr) -> Result<(String, String, Vec<String>), Status> {
+        let Some(accounts) = &self.accounts else {
+            return Err(Status::unauthenticated(
+                "this control plane follows no Kubernetes cluster (--kubernetes) and takes join tokens only",
+            ));
+        };
+        // Before anything is known of the peer, so that it cannot make this process ask the API server at will.
+        if let Err(wait) = self.rates.take((String::new(), remote), Instant::now()) {
+            let text = format!("{remote} shows tokens too often: the next in {:.1} s", wait.as_secs_f64());
+            return Err(Status::resource_exhausted(text));
+        }
+        match accounts.review(token, remote).await {
+            Ok(account) => Ok((account.namespace, account.name, account.services)),
+            Err(refusal) => {
+                tracing::warn!(peer = %remote, "join refused: {refusal}");
+                let text = refusal.to_string();
+                Err(match refusal {
+                    Refusal::Refused(_) => Status::unauthenticated(text),
+                    Refusal::Unavailable(_) => Status::unavailable(text),
+                })
+            }
+        }
     }
 }
 
@@ -119,7 +160,7 @@ fn bearer<T>(request: &Request<T>) -> Result<Option<&str>, Status> {
     let Some(value) = request.metadata().get("authorization") else { return Ok(None) };
     let value = value.to_str().map_err(|_| Status::unauthenticated("the authorization header is not text"))?;
     let token = value.strip_prefix("Bearer ");
-    token.map(Some).ok_or_else(|| Status::unauthenticated("the authorization must be `Bearer <join token>`"))
+    token.map(Some).ok_or_else(|| Status::unauthenticated("the authorization must be `Bearer <token>`"))
 }
 
 #[cfg(test)]
@@ -149,6 +190,7 @@ mod tests {
         let service = IdentityService {
             ca,
             tokens: tokens.clone(),
+            accounts: None,
             lifetime: Duration::from_secs(3600),
             rates: Rates::new(BURST, INTERVAL),
             grants: Arc::new(Grants::new(Arc::new(Embedded::open(folder.path()).unwrap()))),

@@ -63,7 +63,7 @@ impl Mesh {
         if node.namespace != namespace {
             return Err(format!("the node name {name} is in use in another namespace").into());
         }
-        let instances = state.world.instances_of_node(namespace, name).map(|instance| wire(instance)).collect();
+        let instances = state.world.registered_of_node(namespace, name).map(|instance| wire(instance)).collect();
         Ok(Some((node.clone(), instances)))
     }
 
@@ -131,6 +131,7 @@ impl Mesh {
             let stored = stored_of(&entry.node, &node, instance);
             let instance = instance_of(&stored).ok_or("the registration is not complete")?;
             self.has_no_owner(instance.address)?;
+            self.lock().outside_cluster(&instance)?;
             let path = registration_key(&instance.key());
             ops.push(Op::put(Table::Registrations, path, stored.encode_to_vec()));
         }

@@ -302,7 +302,7 @@ impl State {
         let Some(node) = self.nodes.get(name) else { return all };
         let (checks, unknown, namespace) = (node.checks.clone(), node.unknown, node.namespace.clone());
         let instances: Vec<Instance> =
-            self.world.instances_of_node(&namespace, name).map(|instance| (**instance).clone()).collect();
+            self.world.registered_of_node(&namespace, name).map(|instance| (**instance).clone()).collect();
         for instance in instances {
             let health = health_of(&instance.checks, &checks, unknown);
             let changed = self.world.upsert(Instance { health, ..instance }, unix_now());

@@ -1,6 +1,7 @@
 //! Instances: registration, checks, removal.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use prost::Message;
 use weft_proto::v1;
@@ -11,7 +12,8 @@ use super::usage::account;
 use super::{Mesh, Node, RETRY, Refusal, State};
 use crate::identity::bounds;
 use crate::store::{self, Condition, MAX_OPS, Op, Table};
-use weft_world::{Instance, InstanceKey};
+use weft_policy::{Document, Kind};
+use weft_world::{Instance, InstanceKey, Origin};
 
 /// Attempts of a change that conflicts with others.
 const TRIES: usize = 10;
@@ -52,7 +54,7 @@ impl State {
         if let Some(other) = self.ports.get(&at).filter(|other| *other != name)
             && self.sessions.get(other).is_some_and(|held| held.connected)
             && let Some(node) = self.nodes.get(other)
-            && let mut instances = self.world.instances_of_node(&node.namespace, other)
+            && let mut instances = self.world.registered_of_node(&node.namespace, other)
             && let Some(held) = instances.find(|held| held.address == at.0 && held.port == at.1)
         {
             return Err(format!(
@@ -64,6 +66,27 @@ impl State {
         if let Some(held) = self.sessions.get_mut(name) {
             held.ports.insert(at);
             self.ports.insert(at, name.to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// # Errors
+    /// If an instance stands for a Service of the Kubernetes cluster, whose endpoints are its pods.
+    pub(super) fn outside_cluster(&self, instance: &Instance) -> Result<(), Refusal> {
+        let is_service = |document: &Arc<Document>| {
+            (document.kind(), &*document.namespace, &*document.name)
+                == (Kind::Service, &*instance.namespace, &*instance.service)
+        };
+        let held = self.world.instance(&instance.key());
+        if self.kubernetes.documents.iter().any(is_service) || held.is_some_and(|held| held.origin != Origin::Registry)
+        {
+            let text = format!(
+                "{}.{} is a Service of the Kubernetes cluster, and its endpoints are pods: register another name",
+                instance.service, instance.namespace
+            );
+            return Err(text.into());
         }
         Ok(())
     }
@@ -101,6 +124,7 @@ impl Mesh {
             stored_of(name, node, instance)
         };
         let instance = instance_of(&stored).ok_or("the registration is not complete")?;
+        self.lock().outside_cluster(&instance)?;
         // Many clients register repeatedly: a registration without a change wakes no waiter.
         if self.lock().world.instance(&instance.key()).is_some_and(|held| is_same(held, &instance)) {
             return Ok(());
@@ -200,7 +224,7 @@ impl Mesh {
     pub(super) fn instances_of(&self, name: &str, wanted: impl Fn(&str) -> bool) -> Vec<(InstanceKey, Vec<String>)> {
         let state = self.lock();
         let Some(node) = state.nodes.get(name) else { return Vec::new() };
-        let ours = state.world.instances_of_node(&node.namespace, name).filter(|i| wanted(&i.service_id));
+        let ours = state.world.registered_of_node(&node.namespace, name).filter(|i| wanted(&i.service_id));
         ours.map(|i| (i.key(), state.world.hosts_of(i))).collect()
     }
 

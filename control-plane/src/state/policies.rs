@@ -74,8 +74,14 @@ impl Mesh {
         }
         let now = unix_now();
         let mut changed = Changed::default();
+        if !(delta.upserts.is_empty() && delta.removed.is_empty()) {
+            state.world.at_next_index();
+        }
         for instance in delta.upserts {
             changed.merge(&state.world.upsert(instance, now));
+        }
+        for ((namespace, name), pod) in delta.pods {
+            changed.merge(&state.world.set_pod(&namespace, &name, pod));
         }
         for key in &delta.removed {
             changed.merge(&state.world.remove(key, now));

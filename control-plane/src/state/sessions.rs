@@ -69,7 +69,7 @@ impl Mesh {
                 // Registrations under the name in another namespace would not be found under this one any more.
                 let moved = existing.filter(|existing| existing.namespace != node.namespace);
                 let left = moved.map(|existing| {
-                    let all = state.world.instances_of_node(&existing.namespace, name);
+                    let all = state.world.registered_of_node(&existing.namespace, name);
                     all.map(|left| Op::delete(Table::Registrations, registration_key(&left.key()))).collect::<Vec<_>>()
                 });
                 let session = state.next_session;
@@ -210,7 +210,7 @@ impl Mesh {
     pub fn registrations_digest(&self, name: &str) -> Option<u64> {
         let state = self.lock();
         let node = state.nodes.get(name)?;
-        Some(digest(state.world.instances_of_node(&node.namespace, name).map(|held| held.service_id.as_str())))
+        Some(digest(state.world.registered_of_node(&node.namespace, name).map(|held| held.service_id.as_str())))
     }
 
     /// Creates a lease for this process, and binds all connected nodes to it.
@@ -251,7 +251,7 @@ impl Mesh {
             let leased = || state.nodes.iter().filter(|(_, node)| !node.catalog);
             let dead = leased().filter(|(_, node)| node.alive.is_none());
             let lapsed: Vec<(String, bool)> = dead
-                .map(|(name, node)| (name, state.world.instances_of_node(&node.namespace, name).next().is_none()))
+                .map(|(name, node)| (name, state.world.registered_of_node(&node.namespace, name).next().is_none()))
                 .map(|(name, empty)| (name.clone(), empty))
                 .collect();
             (lapsed, leased().count(), state.removed.len())

@@ -10,5 +10,5 @@ mod world;
 pub use translate::parse_policies;
 pub use world::{
     Allocation, Changed, DEFAULT_DATACENTER, Host, Instance, InstanceKey, Keep, Member, Membership, Origin, Peering,
-    Presence, QUARANTINE_S, RemoteHost, Scope, VirtualIps, World, derive_labels, has_all, sound,
+    Pod, Presence, QUARANTINE_S, RemoteHost, Scope, VirtualIps, World, derive_labels, has_all, sound,
 };

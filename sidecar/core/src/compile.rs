@@ -174,6 +174,7 @@ pub fn inbound(message: &v1::Inbound) -> Result<Inbound> {
         pool: pool(message.connection_pool.as_ref()).at("connection_pool")?,
         group: message.group.clone(),
         termination_drain: message.termination_drain_ms.map(Duration::from_millis),
+        locality: message.locality.as_str().into(),
     })
 }
 

@@ -35,6 +35,8 @@ pub struct Inbound {
     pub group: Option<v1::JoinedGroup>,
     /// Minimum time that the proxy keeps serving after SIGTERM; `None`: its own default.
     pub termination_drain: Option<Duration>,
+    /// `region/zone/subzone` of the pod, for a sidecar without that setting; empty: unknown.
+    pub locality: Arc<str>,
 }
 
 /// Treatment of a port.

@@ -1,9 +1,8 @@
 //! Connections to the control plane, and the join.
 //!
 //! Every connection is TLS 1.3 to a server that proves the control plane's SPIFFE ID: by the root that is trusted already, or
-//! at the first contact by the root whose fingerprint the join token carries.
+//! at the first contact by the root that came with the token ([`Introduction`]).
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -19,19 +18,17 @@ use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 use weft_agent::connect::{Leaf, Signer};
 use weft_core::backoff::Backoff;
-use weft_identity::token::JoinClaims;
 use weft_proto::v1::identity_client::IdentityClient;
 use weft_proto::v1::{SignRequest, SignResponse};
 
 use crate::net::connect;
 use crate::tls::identity::{Identity, PendingKey};
+use crate::tls::introduction::Introduction;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A control plane to which thousands of sidecars connect at once makes their handshakes in turn: one that answered the connection
 /// is worth waiting for, and to leave would only put the sidecar at the end of the queue.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
-/// Bytes of a join token: it is sent as a header, and headers have 16 KiB.
-const MAX_TOKEN: usize = 12 << 10;
 const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between looks at a certificate that is not due.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
@@ -52,7 +49,7 @@ pub struct Control {
     next: AtomicUsize,
     /// Control planes in succession that have refused a discovery stream.
     refusals: AtomicUsize,
-    token_file: Option<PathBuf>,
+    introduction: Option<Introduction>,
     /// The connection that short questions share.
     shared: Mutex<Option<Channel>>,
     /// The workload's credentials.
@@ -62,10 +59,15 @@ pub struct Control {
 impl Control {
     /// `addresses`: `host:port` each, tried in turn, beginning with the one that `node`, the name of this sidecar, is shared
     /// out to.
-    pub fn new(addresses: Vec<String>, node: &str, token_file: Option<PathBuf>, identity: Arc<Identity>) -> Control {
+    pub fn new(
+        addresses: Vec<String>,
+        node: &str,
+        introduction: Option<Introduction>,
+        identity: Arc<Identity>,
+    ) -> Control {
         let own = share(node, addresses.len());
         let (next, refusals) = (AtomicUsize::new(own), AtomicUsize::new(0));
-        Control { addresses, own, next, refusals, token_file, shared: Mutex::default(), identity }
+        Control { addresses, own, next, refusals, introduction, shared: Mutex::default(), identity }
     }
 
     /// Returns to the control plane of its own after a failure of that, for ever: `moved` is called when the streams are to
@@ -179,7 +181,7 @@ impl Control {
         Err(last)
     }
 
-    /// Gets a certificate: by the current one while it is valid, else by the token.
+    /// Gets a certificate: by the current one while it is valid, else by a token.
     ///
     /// # Errors
     /// If no control plane answers or it refuses; the text has its reason.
@@ -205,25 +207,17 @@ impl Control {
             None => None,
         };
         let by_token = async {
-            let file = self.token_file.as_ref().context("a join token is needed: --token-file")?;
-            let token = std::fs::read_to_string(file);
-            let token = token.with_context(|| format!("cannot read the join token {}", file.display()))?;
-            anyhow::ensure!(
-                token.len() <= MAX_TOKEN,
-                "the join token {} has {} bytes, and a control plane takes {MAX_TOKEN} at most: make a new one with \
-                 `weftctl token create`, which keeps long lists of services in the store",
-                file.display(),
-                token.len()
-            );
-            let claims = JoinClaims::read(&token)?;
+            let introduction = self.introduction.as_ref();
+            let (token, tls) = introduction.context("a join token is needed: --token-file")?.present()?;
             let mut request = request();
-            let bearer = format!("Bearer {}", token.trim());
-            request.metadata_mut().insert("authorization", bearer.parse().context("the join token is damaged")?);
-            self.ask_to_sign(Identity::first_contact(&claims)?, request).await
+            request
+                .metadata_mut()
+                .insert("authorization", format!("Bearer {token}").parse().context("the token is damaged")?);
+            self.ask_to_sign(tls, request).await
         };
         match (by_token.await, refused) {
             (Ok(signed), _) => Ok((pending, signed)),
-            (Err(e), Some(refused)) => Err(e.context(format!("{refused:#}; by the join token"))),
+            (Err(e), Some(refused)) => Err(e.context(format!("{refused:#}; by the token"))),
             (Err(e), None) => Err(e),
         }
     }

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
 use weft_core::inbound::Inbound;
-use weft_core::locality::Location;
 use weft_core::service::Service;
 
 use crate::upstream::cluster::ClusterView;
@@ -92,8 +91,6 @@ pub struct Directory {
     ready: watch::Sender<bool>,
     inbound: watch::Sender<Option<Arc<Inbound>>>,
     start: Instant,
-    /// Where this proxy is.
-    location: Arc<Location>,
 }
 
 impl Directory {

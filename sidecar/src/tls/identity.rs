@@ -13,11 +13,11 @@ use std::time::{Duration, SystemTime};
 use weft_core::identity::SpiffeId;
 use weft_core::renewal::Renewal;
 use weft_identity::certificate::{fingerprint, spiffe_id, validity};
-use weft_identity::token::JoinClaims;
 use weft_identity::verify::{Domains, ServerVerifier, Trust};
 use weft_identity::{grant, provider};
 
 use crate::tls::clock::Clock;
+use crate::tls::introduction::Claimed;
 use crate::tls::origination::Originations;
 use anyhow::{Context, Result, bail, ensure};
 use arc_swap::ArcSwapOption;
@@ -40,24 +40,19 @@ pub mod alpn {
     pub const ALL: [&[u8]; 3] = [HTTP1, HTTP2, TCP];
 }
 
-/// The claims of the join token in `file`, unless there is none or it cannot be read: one that is not needed may be gone.
-pub fn claims_of_file(file: Option<&Path>) -> Option<JoinClaims> {
-    let text = std::fs::read_to_string(file?).ok()?;
-    JoinClaims::read(&text).map_err(|e| tracing::warn!("ignoring the join token: {e:#}")).ok()
-}
-
-/// How a token's identity differs from the certificate of an earlier one; `None`: both entitle to the same.
-fn difference(token: &JoinClaims, held: &Credentials) -> Option<String> {
-    let claimed = token.uri();
-    if claimed != held.id.as_str() {
-        return Some(format!("the identity {claimed}, not {}", held.id));
+/// How the identity that a sidecar is introduced as differs from the certificate of an earlier one; `None`: both entitle to
+/// the same.
+fn difference(claimed: &Claimed, held: &Credentials) -> Option<String> {
+    if claimed.uri != held.id.as_str() {
+        return Some(format!("the identity {}, not {}", claimed.uri, held.id));
     }
-    if !grant::are_same(&token.services, &held.services) {
-        let (claimed, held) = (grant::shown(&token.services), grant::shown(&held.services));
+    if let Some(services) = &claimed.services
+        && !grant::are_same(services, &held.services)
+    {
+        let (claimed, held) = (grant::shown(services), grant::shown(&held.services));
         return Some(format!("the services {claimed}, not {held}"));
     }
-    let root = token.fingerprint().ok()?;
-    let is_root = |der: &Vec<u8>| fingerprint(der) == root;
+    let is_root = |der: &Vec<u8>| claimed.roots.contains(&fingerprint(der));
     (!held.stored.roots_der.iter().any(is_root)).then(|| "another root: that of another mesh".to_owned())
 }
 
@@ -217,17 +212,18 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The identity kept in `data_dir`, with the credentials of an earlier run if they are still valid and match the join token.
+    /// The identity kept in `data_dir`, with the credentials of an earlier run if they are still valid and match those
+    /// that it is introduced with.
     /// `credentials`: the folder of credentials that are not the mesh's.
-    pub fn open(data_dir: Option<&Path>, credentials: &Path, token: Option<&JoinClaims>) -> Identity {
+    pub fn open(data_dir: Option<&Path>, credentials: &Path, claimed: Option<&Claimed>) -> Identity {
         let file = data_dir.map(|dir| dir.join("identity.json"));
         let outside = Originations::new(credentials.to_owned());
         let mut identity = Identity { file, outside, ..Identity::default() };
         let loaded = identity.load();
-        if let (Some(token), Ok(Some(saved))) = (token, &loaded)
-            && let Some(difference) = difference(token, saved)
+        if let (Some(claimed), Ok(Some(saved))) = (claimed, &loaded)
+            && let Some(difference) = difference(claimed, saved)
         {
-            tracing::warn!("the join token names {difference}: the saved certificate is set aside, joining anew");
+            tracing::warn!("the token names {difference}: the saved certificate is set aside, joining anew");
             identity.replaces_another = true;
             return identity;
         }
@@ -324,22 +320,6 @@ impl Identity {
         }
         federated.clone_from(bundles);
         Ok(())
-    }
-
-    /// TLS towards a control plane of which nothing is known but the fingerprint in `claims`.
-    ///
-    /// # Errors
-    /// When the claims are damaged.
-    pub fn first_contact(claims: &JoinClaims) -> Result<Arc<rustls::ClientConfig>> {
-        let id = SpiffeId::control_plane(&claims.trust_domain)?;
-        let verifier = ServerVerifier::new(Trust::Fingerprint(claims.fingerprint()?), Some(id));
-        let mut config = rustls::ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Arc::new(config))
     }
 }
 

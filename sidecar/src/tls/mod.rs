@@ -4,4 +4,5 @@ pub mod client_hello;
 pub mod clock;
 pub mod files;
 pub mod identity;
+pub mod introduction;
 pub mod origination;

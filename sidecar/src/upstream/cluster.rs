@@ -119,6 +119,11 @@ impl ClusterView {
         }
     }
 
+    /// Whether the view was made for this location.
+    pub fn is_at(&self, location: &Arc<Location>) -> bool {
+        Arc::ptr_eq(&self.location, location)
+    }
+
     /// The cluster of unknown destinations: dialed at the original destination, without limits. A connection serves at most
     /// `requests`.
     pub fn passthrough(requests: u32) -> ClusterView {

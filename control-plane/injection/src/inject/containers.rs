@@ -57,13 +57,16 @@ pub(crate) fn proxy(config: &Config, settings: &Settings, pod: &Value, grace_s: 
         json!({ "name": VOLUMES[2], "mountPath": DATA }),
     ];
     mounts.extend(settings.mounts.iter().cloned());
+    let field = |path: &str| json!({ "fieldRef": { "fieldPath": path } });
     let mut container = json!({
         "name": PROXY,
         "image": settings.image,
         "command": ["weft-sidecar"],
         "args": arguments(config, settings, pod, grace_s),
         "env": [
-            { "name": "INSTANCE_IP", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } },
+            // The control plane knows the pod by its name.
+            { "name": "WEFT_NODE_NAME", "valueFrom": field("metadata.name") },
+            { "name": "INSTANCE_IP", "valueFrom": field("status.podIP") },
             { "name": "WEFT_LOG", "value": settings.log_level },
         ],
         "ports": [{ "name": "weft-metrics", "containerPort": METRICS_PORT, "protocol": "TCP" }],

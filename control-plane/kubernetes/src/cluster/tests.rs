@@ -96,7 +96,7 @@ fn an_endpoint_waits_for_its_own_pod() {
     apply(&mut cluster, Resource::EndpointSlice, slice("order-a", 8080, two));
     assert!(cluster.take_delta().is_empty(), "the pod is not known yet");
     apply(&mut cluster, Resource::Pod, pod("order-2", "another", json!({}), json!({})));
-    assert!(cluster.take_delta().is_empty(), "a pod of an earlier life of the name");
+    assert!(cluster.take_delta().upserts.is_empty(), "a pod of an earlier life of the name");
     apply(&mut cluster, Resource::Pod, pod("order-2", "uid-order-2", json!({}), json!({})));
     let delta = cluster.take_delta();
     assert_eq!((only(&delta).node.as_str(), only(&delta).identity.as_str()), ("order-2", ""), "it has no sidecar");
@@ -229,4 +229,29 @@ fn a_policy_with_an_error_keeps_its_last_valid_version() {
     assert!(cluster.take_delta().is_empty());
     delete(&mut cluster, resource, "shop", "order");
     assert_eq!(cluster.take_delta().documents.map(|all| all.len()), Some(0));
+}
+
+#[test]
+fn pods_with_a_sidecar_are_known_with_their_locality_whether_a_service_has_them_or_not() {
+    let mut cluster = cluster();
+    let known =
+        |delta: Delta| delta.pods.into_iter().filter_map(|((_, name), pod)| Some((name, pod?))).collect::<Vec<_>>();
+    let pods = known(cluster.take_delta());
+    let [(name, pod)] = &pods[..] else { panic!("{pods:?}") };
+    assert_eq!((name.as_str(), pod.locality.as_str()), ("order-1", "eu/eu-a"));
+    assert_eq!(pod.identity, "spiffe://cluster.local/ns/shop/sa/orders");
+    assert_eq!(pod.labels["version"], "v1");
+
+    let injected = json!({"security.istio.io/tlsMode": "istio", "istio-locality": "us.us-b"});
+    apply(&mut cluster, Resource::Pod, pod_of_labels("client", injected));
+    apply(&mut cluster, Resource::Pod, pod_of_labels("plain", json!({})));
+    let pods = known(cluster.take_delta());
+    assert!(pods.len() == 1 && pods[0].0 == "client" && pods[0].1.locality == "us/us-b", "{pods:?}");
+
+    delete(&mut cluster, Resource::Pod, "shop", "client");
+    assert_eq!(cluster.take_delta().pods, [(("shop".to_owned(), "client".to_owned()), None)]);
+}
+
+fn pod_of_labels(name: &str, labels: Value) -> Value {
+    pod(name, &format!("uid-{name}"), labels, json!({}))
 }

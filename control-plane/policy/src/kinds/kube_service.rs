@@ -38,8 +38,11 @@ pub struct KubeService {
     pub ports: Vec<KubePort>,
     /// Labels of further instances of the namespace that belong to it, whatever service they registered as.
     pub selector: BTreeMap<String, String>,
-    /// `clusterIP`, a virtual IP beside the allocated one.
+    /// `clusterIP`, a virtual IP beside the allocated one, or in its place.
     pub cluster_ip: Option<IpAddr>,
+    /// Whether it is an object of the cluster around the mesh, where `cluster_ip` reaches the service without a sidecar too:
+    /// excluded traffic must not be given another address.
+    pub is_of_cluster: bool,
     /// `clusterIP: None`: it has no virtual IP; clients choose an endpoint and connect to it.
     pub headless: bool,
     /// `externalName`: it is an alias of this host, and has neither ports nor endpoints. Lower case, without trailing
@@ -135,6 +138,7 @@ fn decode(manifest: &Manifest<'_>) -> KubeService {
         ports,
         selector: spec.labels("selector"),
         cluster_ip,
+        is_of_cluster: false,
         headless,
         alias,
         publishes_not_ready: spec.boolean("publishNotReadyAddresses").unwrap_or_default(),

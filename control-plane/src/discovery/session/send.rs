@@ -73,7 +73,8 @@ impl Session {
         self.set_own(own);
         let encoded = self.discovery.mesh.read(|world| {
             let keys: Vec<_> = self.instances(world).map(|i| i.key()).collect();
-            let inbound = translate::inbound(world, self.certified.id.namespace(), &self.labels(world), &keys);
+            let mut inbound = translate::inbound(world, self.certified.id.namespace(), &self.labels(world), &keys);
+            inbound.locality = self.pod(world).map(|pod| pod.locality.clone()).unwrap_or_default();
             Encoded::new(&inbound, world.version())
         });
         if self.inbound == Some(encoded.version) {

@@ -61,6 +61,7 @@ pub fn inbound(
         trust: remotes::trust(world),
         group: member.map(group),
         termination_drain_ms: defaults.termination_drain_ms(),
+        locality: String::new(),
     }
 }
 

@@ -80,8 +80,11 @@ impl World {
             Object::Service(service) => Some(service),
             _ => None,
         });
-        // Clients of a headless Service connect to its endpoints, and those of an alias to another host.
-        let addressless = kube.is_some_and(|service| service.headless || service.alias.is_some());
+        // Clients of a headless Service connect to its endpoints, those of an alias to another host, and those of a cluster's
+        // Service to its cluster IP.
+        let addressless = kube.is_some_and(|service| {
+            service.headless || service.alias.is_some() || service.is_of_cluster && service.cluster_ip.is_some()
+        });
         let virtual_ip = live
             && !addressless
             && (needs_virtual_ip(host, own.first()) || service.is_some() || member.is_some() || imported.is_some());

@@ -25,6 +25,17 @@ pub enum Origin {
     Kubernetes,
 }
 
+/// A pod of a Kubernetes cluster with a sidecar. It may be an endpoint of several Services, or of none.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pod {
+    /// SPIFFE ID of its sidecar.
+    pub identity: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// `region/zone/subzone`; empty: unknown.
+    pub locality: String,
+}
+
 /// One instance of a service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Instance {

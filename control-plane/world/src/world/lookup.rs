@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Host, Instance, InstanceKey, Keep, Policies, Scope, VirtualIps, World, fqdn, has_all};
+use super::{Host, Instance, InstanceKey, Keep, Origin, Pod, Policies, Scope, VirtualIps, World, fqdn, has_all};
 use weft_policy::{Document, Kind, KubePort, MOST_ALIASES, Object, TargetPort};
 
 impl World {
@@ -94,6 +94,21 @@ impl World {
         let first = InstanceKey { namespace: namespace.to_owned(), node: node.to_owned(), service_id: String::new() };
         let of_node = move |(key, _): &(&InstanceKey, _)| key.namespace == namespace && key.node == node;
         self.instances.range(first..).take_while(of_node).map(|(_, instance)| instance)
+    }
+
+    /// Those of them that are registrations.
+    pub fn registered_of_node<'a>(
+        &'a self,
+        namespace: &'a str,
+        node: &'a str,
+    ) -> impl Iterator<Item = &'a Arc<Instance>> {
+        self.instances_of_node(namespace, node).filter(|instance| instance.origin == Origin::Registry)
+    }
+
+    /// The pod of a sidecar: it is named as its node, and has its identity.
+    pub fn pod(&self, namespace: &str, node: &str, identity: &str) -> Option<&Pod> {
+        let pod = self.pods.get(&(namespace.to_owned(), node.to_owned()));
+        pod.filter(|pod| pod.identity == identity)
     }
 
     /// Instances at an address, whatever the port.

@@ -23,7 +23,7 @@ use std::{
 
 pub(crate) use groups::Workload;
 pub use groups::{Member, Membership};
-pub use instance::{Instance, InstanceKey, Origin, derive_labels};
+pub use instance::{Instance, InstanceKey, Origin, Pod, derive_labels};
 pub use policies::has_all;
 pub(crate) use policies::{GATEWAY, Policies, gateway_host};
 pub use remotes::{DEFAULT_DATACENTER, Peering, Presence, RemoteHost, sound};
@@ -140,6 +140,8 @@ pub struct World {
     joined: BTreeMap<(Kind, String, String), Arc<Document>>,
     policies: Policies,
     instances: BTreeMap<InstanceKey, Arc<Instance>>,
+    /// By namespace and name.
+    pods: BTreeMap<(String, String), Pod>,
     /// The members of WorkloadGroups.
     groups: BTreeMap<InstanceKey, Member>,
     members: BTreeMap<String, BTreeSet<InstanceKey>>,
@@ -149,8 +151,10 @@ pub struct World {
     /// By name: the definitions of the same hosts by ServiceEntries of further namespaces, the oldest first.
     others: BTreeMap<String, Vec<Host>>,
     virtual_ips: VirtualIps,
-    /// Revision of the store of the current change.
+    /// Index of the current change: the store's revision, and the number of changes from elsewhere.
     revision: u64,
+    /// Changes that are in no store; see [`World::at_next_index`].
+    unstored: u64,
     service_indexes: BTreeMap<String, u64>,
     /// Services whose index has grown since the last call of [`World::take_changed_services`].
     touched: BTreeSet<String>,
@@ -178,7 +182,14 @@ impl World {
 
     /// Sets the revision of the store for the following changes: it is Consul's index.
     pub fn at_revision(&mut self, revision: u64) {
-        self.revision = self.revision.max(revision);
+        self.revision = self.revision.max(revision + self.unstored);
+    }
+
+    /// Advances the index for changes that are in no store: those of a Kubernetes cluster. A restart begins without them, and
+    /// the index is smaller then: a blocking query with another index than the current one is answered at once.
+    pub fn at_next_index(&mut self) {
+        self.unstored += 1;
+        self.revision += 1;
     }
 
     /// Adopts the holder of a virtual IP in the store at revision `modified`; `None`: the address is free.
@@ -298,6 +309,20 @@ impl World {
         self.version += 1;
         self.unlink(key, &old);
         self.instance_changed(key, [&*old].into_iter(), true, now)
+    }
+
+    /// Sets or removes a pod.
+    pub fn set_pod(&mut self, namespace: &str, name: &str, pod: Option<Pod>) -> Changed {
+        let key = (namespace.to_owned(), name.to_owned());
+        if self.pods.get(&key) == pod.as_ref() {
+            return Changed::default();
+        }
+        match pod {
+            Some(pod) => self.pods.insert(key, pod),
+            None => self.pods.remove(&key),
+        };
+        self.version += 1;
+        Changed { nodes: [name.to_owned()].into(), ..Changed::default() }
     }
 
     fn unlink(&mut self, key: &InstanceKey, old: &Instance) {

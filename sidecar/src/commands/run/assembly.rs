@@ -34,7 +34,8 @@ use crate::resolve::resolv;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::labels::Workload;
 use crate::telemetry::metrics::Metrics;
-use crate::tls::identity::{Identity, claims_of_file};
+use crate::tls::identity::Identity;
+use crate::tls::introduction::Introduction;
 use crate::upstream::resolution::Resolution;
 use crate::{gateway, host, inbound};
 
@@ -43,9 +44,10 @@ const ELSEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2
 
 /// The connection to the control plane, with the identity that it authenticates by.
 pub(super) fn control(config: &Config, node: &str) -> Arc<Control> {
-    let token = claims_of_file(config.token_file.as_deref());
-    let identity = Arc::new(Identity::open(Some(&config.data_dir), &config.credentials, token.as_ref()));
-    Arc::new(Control::new(config.control_planes.clone(), node, config.token_file.clone(), identity))
+    let introduction = config.introduction();
+    let claimed = introduction.as_ref().and_then(Introduction::claimed);
+    let identity = Arc::new(Identity::open(Some(&config.data_dir), &config.credentials, claimed.as_ref()));
+    Arc::new(Control::new(config.control_planes.clone(), node, introduction, identity))
 }
 
 /// The directory, filled from the last snapshot on disk.

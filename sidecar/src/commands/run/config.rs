@@ -8,6 +8,7 @@ use weft_listen::clients;
 
 use crate::host::redirect::rules::Own;
 use crate::proxy::application::{Application, Metrics, Probes};
+use crate::tls::introduction::Introduction;
 
 /// How a sidecar runs.
 #[derive(Debug, Clone, clap::Args)]
@@ -19,6 +20,21 @@ pub struct Config {
     /// certificate: if it names another identity, other services or another mesh, the sidecar joins anew.
     #[arg(long, env = "WEFT_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
+    /// File with a token of the pod's service account for the audience weft-ca, instead of a join token; read again at each use.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "WEFT_SERVICE_ACCOUNT_TOKEN",
+        requires = "root_certificate",
+        conflicts_with = "token_file"
+    )]
+    pub service_account_token: Option<PathBuf>,
+    /// PEM file with the mesh's root certificates, for --service-account-token.
+    #[arg(long, value_name = "FILE", env = "WEFT_ROOT_CERTIFICATE", requires = "service_account_token")]
+    pub root_certificate: Option<PathBuf>,
+    /// Name of this node in the mesh, in Kubernetes the pod's [default: the host name and a number that the data folder keeps].
+    #[arg(long, value_name = "NAME", env = "WEFT_NODE_NAME")]
+    pub node_name: Option<String>,
     /// Folder for the certificate and the last state (0600), so that a restart needs no control plane.
     #[arg(long, env = "WEFT_DATA_DIR", default_value = "/var/lib/weft-sidecar")]
     pub data_dir: PathBuf,
@@ -155,6 +171,21 @@ pub struct GatewayConfig {
     /// certificate: if it names another identity, other services or another mesh, the gateway joins anew.
     #[arg(long, env = "WEFT_TOKEN_FILE")]
     token_file: Option<PathBuf>,
+    /// File with a token of the pod's service account for the audience weft-ca, instead of a join token; read again at each use.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "WEFT_SERVICE_ACCOUNT_TOKEN",
+        requires = "root_certificate",
+        conflicts_with = "token_file"
+    )]
+    service_account_token: Option<PathBuf>,
+    /// PEM file with the mesh's root certificates, for --service-account-token.
+    #[arg(long, value_name = "FILE", env = "WEFT_ROOT_CERTIFICATE", requires = "service_account_token")]
+    root_certificate: Option<PathBuf>,
+    /// Name of this node in the mesh, in Kubernetes the pod's [default: the host name and a number that the data folder keeps].
+    #[arg(long, value_name = "NAME", env = "WEFT_NODE_NAME")]
+    node_name: Option<String>,
     /// Folder for the certificate and the last state (0600).
     #[arg(long, env = "WEFT_DATA_DIR", default_value = "/var/lib/weft-gateway")]
     data_dir: PathBuf,
@@ -208,6 +239,9 @@ impl From<GatewayConfig> for Config {
         Config {
             control_planes: given.control_planes,
             token_file: given.token_file,
+            service_account_token: given.service_account_token,
+            root_certificate: given.root_certificate,
+            node_name: given.node_name,
             data_dir: given.data_dir,
             service: None,
             port: None,
@@ -331,6 +365,16 @@ impl Config {
     /// The id of the service of the command line, where there is one.
     pub(super) fn own_service_id(&self) -> Option<String> {
         Some(entry::command_line_id(self.service.as_ref()?, self.port?))
+    }
+
+    /// The files that the sidecar joins with.
+    pub(super) fn introduction(&self) -> Option<Introduction> {
+        match (&self.service_account_token, &self.root_certificate) {
+            (Some(token), Some(roots)) => {
+                Some(Introduction::ServiceAccount { token: token.clone(), roots: roots.clone() })
+            }
+            _ => self.token_file.clone().map(Introduction::JoinToken),
+        }
     }
 
     /// The ports that the redirection has to know.

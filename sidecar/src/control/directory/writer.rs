@@ -45,6 +45,10 @@ pub(super) struct Cached<T> {
 /// The writer's side: resources, and the names that are wanted.
 pub struct Writer {
     directory: Arc<Directory>,
+    /// Where this proxy is.
+    location: Arc<Location>,
+    /// Whether its configuration has the locality, and not its pod.
+    is_placed: bool,
     commands: mpsc::Receiver<Command>,
     /// Names that the application used (and preloaded ones) and, once known, their meanings.
     pub(super) wanted: BTreeMap<Arc<str>, Wanted>,
@@ -93,7 +97,6 @@ pub fn new(location: Location, saved: Option<PathBuf>, preload: &[String]) -> (A
         ready: watch::Sender::new(false),
         inbound: watch::Sender::new(None),
         start: Instant::now(),
-        location: Arc::new(location),
     });
     let wanted = preload.iter().map(|name| {
         let wanted = Wanted { host: None, since: Instant::now(), waiters: Vec::new(), preload: true };
@@ -101,6 +104,8 @@ pub fn new(location: Location, saved: Option<PathBuf>, preload: &[String]) -> (A
     });
     let mut writer = Writer {
         directory: directory.clone(),
+        is_placed: !location.locality.is_empty(),
+        location: Arc::new(location),
         commands,
         wanted: wanted.collect(),
         services: BTreeMap::new(),
@@ -374,6 +379,10 @@ impl Writer {
 
     fn apply_inbound(&mut self, resource: Resource) -> Result<(), String> {
         let held = compile_resource::<v1::Inbound, _>(&resource, compile::inbound)?;
+        let locality = &held.compiled.locality;
+        if !self.is_placed && self.location.locality != *locality {
+            self.location = Arc::new(Location { locality: locality.clone(), labels: self.location.labels.clone() });
+        }
         self.inbound = Some(Cached { compiled: Arc::new(held.compiled), version: held.version, bytes: held.bytes });
         Ok(())
     }

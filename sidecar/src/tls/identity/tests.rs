@@ -110,51 +110,34 @@ async fn trust_bundles_change_and_outlive_a_renewal() {
     assert!(!works().await);
 }
 
-/// Claims of a token that matches a certificate of [`Authority::signed`] in "one".
-fn claims(root: &Authority) -> JoinClaims {
-    let root = weft_core::hex::encode(&fingerprint(&root.root));
-    JoinClaims {
-        trust_domain: "one".into(),
-        namespace: "default".into(),
-        service_account: "order".into(),
-        services: Vec::new(),
-        expires: 0,
-        root,
-    }
+/// The entitlement of a certificate of [`Authority::signed`] in "one".
+fn claimed(root: &Authority) -> Claimed {
+    let uri = "spiffe://one/ns/default/sa/order".to_owned();
+    Claimed { uri, services: Some(Vec::new()), roots: vec![fingerprint(&root.root)] }
 }
 
 #[test]
-fn a_saved_certificate_must_match_the_join_token() {
+fn a_saved_certificate_must_match_the_token() {
     let dir = tempfile::tempdir().unwrap();
     let (one, two) = (authority(), authority());
     let saved = serde_json::to_vec(&one.signed("one", &one)).unwrap();
     std::fs::write(dir.path().join("identity.json"), saved).unwrap();
-    let open = |token: Option<JoinClaims>| {
-        let identity = Identity::open(Some(dir.path()), Path::new("/nowhere"), token.as_ref());
+    let open = |claimed: Option<Claimed>| {
+        let identity = Identity::open(Some(dir.path()), Path::new("/nowhere"), claimed.as_ref());
         (identity.current().is_some(), identity.replaces_another)
     };
-    let same = || claims(&one);
+    let same = || claimed(&one);
     // A token that has expired since is no reason to join anew.
-    for kept in [None, Some(same())] {
+    for kept in [None, Some(same()), Some(Claimed { services: None, ..same() })] {
         assert_eq!(open(kept), (true, false));
     }
     for other in [
-        JoinClaims { service_account: "payment".into(), ..same() },
-        JoinClaims { namespace: "shop".into(), ..same() },
-        JoinClaims { trust_domain: "two".into(), ..same() },
-        JoinClaims { services: vec!["cart".into()], ..same() },
-        claims(&two),
+        Claimed { uri: "spiffe://one/ns/default/sa/payment".into(), ..same() },
+        Claimed { uri: "spiffe://two/ns/default/sa/order".into(), ..same() },
+        Claimed { services: Some(vec!["cart".into()]), ..same() },
+        claimed(&two),
     ] {
         let difference = format!("{other:?}");
         assert_eq!(open(Some(other)), (false, true), "{difference}");
     }
-}
-
-#[test]
-fn an_unreadable_join_token_keeps_the_saved_certificate() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("token");
-    assert!(claims_of_file(None).is_none() && claims_of_file(Some(&file)).is_none());
-    std::fs::write(&file, "nonsense").unwrap();
-    assert!(claims_of_file(Some(&file)).is_none());
 }

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use weft_sidecar::control::connection::Control;
 use weft_sidecar::tls::identity::{Identity, alpn};
+use weft_sidecar::tls::introduction::Introduction;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -43,7 +44,8 @@ pub(crate) struct Options {
 
 /// A certificate of the mesh.
 pub(crate) async fn join(control_plane: String, token_file: PathBuf) -> Result<Control> {
-    let control = Control::new(vec![control_plane], "", Some(token_file), Arc::new(Identity::default()));
+    let control =
+        Control::new(vec![control_plane], "", Some(Introduction::JoinToken(token_file)), Arc::new(Identity::default()));
     control.join().await?;
     Ok(control)
 }

@@ -80,6 +80,35 @@ fn instances_are_added_changed_and_removed() {
 }
 
 #[test]
+fn changes_of_no_store_advance_the_index_beside_those_of_the_store() {
+    let mut world = World::new("mesh", 41);
+    let mut index = |world: &mut World, address| {
+        world.upsert(instance("order", "a", address, 80), 0);
+        world.service_index("default", "order")
+    };
+    world.at_next_index();
+    assert_eq!(index(&mut world, "10.0.0.1"), 42);
+    world.at_next_index();
+    assert_eq!(index(&mut world, "10.0.0.2"), 43);
+    world.at_revision(42);
+    assert_eq!(index(&mut world, "10.0.0.3"), 44, "a change of the store is another change");
+}
+
+#[test]
+fn the_pod_of_a_sidecar_has_its_name_and_identity() {
+    let mut world = World::new("mesh", 1);
+    let pod = Pod { identity: "spiffe://mesh/ns/shop/sa/order".into(), locality: "eu/a".into(), ..Pod::default() };
+    let changed = world.set_pod("shop", "order-1", Some(pod.clone()));
+    assert_eq!(changed, Changed { nodes: ["order-1".to_owned()].into(), ..Changed::default() });
+    assert_eq!(world.set_pod("shop", "order-1", Some(pod.clone())), Changed::default(), "nothing changed");
+    assert_eq!(world.pod("shop", "order-1", &pod.identity), Some(&pod));
+    assert_eq!(world.pod("shop", "order-1", "spiffe://mesh/ns/shop/sa/other"), None);
+    assert_eq!(world.pod("other", "order-1", &pod.identity), None);
+    world.set_pod("shop", "order-1", None);
+    assert_eq!(world.pod("shop", "order-1", &pod.identity), None);
+}
+
+#[test]
 fn an_instance_may_change_its_service_and_address() {
     let mut world = World::new("mesh", 1);
     world.upsert(instance("order", "a", "10.0.0.1", 80), 0);

@@ -94,9 +94,11 @@ impl Writer {
             let endpoints = &*resolved(endpoints, addresses);
             let previous = old.clusters.get(&config.name);
             let cluster = match previous {
-                Some(p) if *p.config == **config && same_endpoints(p, config, endpoints) => p.clone(),
+                Some(p) if p.is_at(&self.location) && *p.config == **config && same_endpoints(p, config, endpoints) => {
+                    p.clone()
+                }
                 _ => {
-                    let (location, previous) = (&self.directory.location, previous.map(AsRef::as_ref));
+                    let (location, previous) = (&self.location, previous.map(AsRef::as_ref));
                     Arc::new(ClusterView::new(config.clone(), endpoints, location, previous))
                 }
             };

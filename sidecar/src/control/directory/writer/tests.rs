@@ -107,3 +107,29 @@ async fn look_ups_end_when_the_control_plane_is_away_or_the_service_is_refused()
     assert!(matches!(waiting.await.unwrap(), Lookup::Unknown));
     assert!(start.elapsed() < std::time::Duration::from_secs(1));
 }
+
+#[tokio::test]
+async fn the_locality_of_the_pod_places_a_sidecar_without_one() {
+    let inbound = |version: &str, locality: &str| {
+        let message =
+            v1::Inbound { locality: locality.into(), mtls: v1::MtlsMode::Permissive.into(), ..Default::default() };
+        response(INBOUND_TYPE, vec![resource(INBOUND_TYPE, SELF, &[], version, &message)], &[])
+    };
+    let cluster = |directory: &Directory| match directory.known("order") {
+        Some(Lookup::Service(view)) => view.clusters[0].clone(),
+        _ => panic!("order is unknown"),
+    };
+    let (directory, mut writer) = knowing().await;
+    let before = cluster(&directory);
+    writer.apply(inbound("1", "eu/a"));
+    let placed = cluster(&directory);
+    assert!(!placed.is_at(&Arc::default()) && &*writer.location.locality == "eu/a");
+    assert!(!Arc::ptr_eq(&before, &placed), "its balancer has to know");
+    writer.apply(inbound("2", "eu/a"));
+    assert!(Arc::ptr_eq(&placed, &cluster(&directory)), "nothing changed");
+
+    let location = Location { locality: "us/b".into(), ..Location::default() };
+    let (_, mut configured) = new(location, None, &[]);
+    configured.apply(inbound("1", "eu/a"));
+    assert_eq!(&*configured.location.locality, "us/b", "the setting of the sidecar counts");
+}
