@@ -109,8 +109,9 @@ struct Args {
 #[derive(clap::Args)]
 struct Webhooks {
     /// Listener of the admission webhooks, which the cluster's API server calls (TLS), or "off"; with --kubernetes only.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:15017")]
-    webhook_listen: Listen,
+    /// Default: 0.0.0.0:15017, unless it is in use.
+    #[arg(long, value_name = "ADDR:PORT", requires = "kubernetes")]
+    webhook_listen: Option<Listen>,
     /// Name or address in the certificate of that listener; repeatable. Default: the control plane's Service,
     /// weft-control-plane.NAMESPACE.svc, with the namespace of --injection-config.
     #[arg(long = "webhook-name", value_name = "NAME", requires = "kubernetes")]
@@ -121,8 +122,7 @@ struct Webhooks {
 }
 
 impl Webhooks {
-    fn settings(self) -> Result<Option<webhook::Settings>> {
-        let Listen::At(listen) = self.webhook_listen else { return Ok(None) };
+    fn settings(self) -> Result<webhook::Settings> {
         let injection = match &self.injection_config {
             None => weft_injection::Config::default(),
             Some(path) => {
@@ -130,7 +130,8 @@ impl Webhooks {
                 weft_injection::Config::parse(&text).map_err(|error| anyhow!("{}: {error}", path.display()))?
             }
         };
-        Ok(Some(webhook::Settings { listen, names: self.webhook_names, injection }))
+        let listen = self.webhook_listen.unwrap_or(Listen::Usual);
+        Ok(webhook::Settings { listen, names: self.webhook_names, injection })
     }
 }
 
@@ -308,7 +309,7 @@ fn main() -> Result<()> {
             check_addresses: !args.no_pod_address_check,
             secret: args.ca_secret,
         }),
-        webhook: if args.kubernetes { args.webhooks.settings()? } else { None },
+        webhook: args.webhooks.settings()?,
         policy_grace: Duration::from_secs(args.policy_grace),
         listen: args.listen,
         trust_domain: args.trust_domain,

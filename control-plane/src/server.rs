@@ -69,7 +69,7 @@ pub struct Config {
     /// The Kubernetes cluster that is followed.
     pub kubernetes: Option<Cluster>,
     /// The admission webhooks of that cluster.
-    pub webhook: Option<webhook::Settings>,
+    pub webhook: webhook::Settings,
     /// The listener for sidecars.
     pub listen: SocketAddr,
     /// Trust domain of a mesh that is created now; an existing one keeps its own.
@@ -161,8 +161,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
     let accounts = match cluster {
         Some((cluster, client)) => {
             kubernetes::follow(mesh.clone(), client.clone(), &ca).await?;
-            if let Some(settings) = config.webhook {
-                webhook::serve(mesh.clone(), settings, &ca, telemetry.admissions.clone())?;
+            if webhook::serve(mesh.clone(), config.webhook, &ca, telemetry.admissions.clone())? {
                 tokio::spawn(bundle::keep(client.clone(), ca.root_pem()));
             }
             Some(Accounts::new(client, cluster.check_addresses))

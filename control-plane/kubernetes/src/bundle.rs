@@ -69,6 +69,7 @@ async fn keep_kind<K: Configuration>(client: Client, root: &str) {
         Box::pin(watcher::watcher(api.clone(), config))
     };
     let (mut events, mut pauses) = (watch(), Backoff::new(PAUSES.0, PAUSES.1));
+    let mut is_reported = false;
     while let Some(event) = events.next().await {
         let result = match event {
             Ok(Event::Apply(found) | Event::InitApply(found)) => write(&api, &found, root).await,
@@ -77,9 +78,14 @@ async fn keep_kind<K: Configuration>(client: Client, root: &str) {
         };
         let Err(error) = result else {
             pauses.reset();
+            is_reported = false;
             continue;
         };
-        tracing::warn!("no root certificate in each {kind} with the label {LABEL}: {error}; it is tried again");
+        // One line for an outage.
+        if !is_reported {
+            tracing::warn!("no root certificate in each {kind} with the label {LABEL}: {error}; it is tried again");
+        }
+        is_reported = true;
         tokio::time::sleep(pauses.pause(rand::random())).await;
         // All are listed again: the write that failed has no further event.
         events = watch();

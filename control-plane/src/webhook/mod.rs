@@ -8,7 +8,7 @@ mod inject;
 mod review;
 mod validate;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -20,12 +20,15 @@ use weft_registry_api::error::ApiError;
 use weft_registry_api::query::Query;
 use weft_registry_api::reply::{self, Reply};
 
+use crate::api::dns::listen::Listen;
 use crate::api::listener::server_config;
 use crate::identity::ca::Ca;
 use crate::sockets;
 use crate::state::Mesh;
 use crate::telemetry::Admissions;
 
+/// Istio's port.
+const USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 15017);
 /// Largest review: the API server's own limit of a request, with the old version of an object beside the new one.
 const MAX_REVIEW: usize = 3 << 20;
 /// Concurrent reviews of one API server.
@@ -35,7 +38,7 @@ const PER_CLIENT: usize = 200;
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The listener.
-    pub listen: SocketAddr,
+    pub listen: Listen,
     /// Names and addresses in its certificate; none: that of the control plane's Service.
     pub names: Vec<String>,
     /// The sidecars of pods.
@@ -49,22 +52,34 @@ struct Webhooks {
     counts: Arc<Admissions>,
 }
 
-/// Serves in the background.
+/// Serves in the background; returns whether it does.
 ///
 /// # Errors
-/// If the address is unavailable, or a name is invalid in a certificate.
-pub fn serve(mesh: Arc<Mesh>, settings: Settings, ca: &Arc<Ca>, counts: Arc<Admissions>) -> Result<()> {
-    let listener = sockets::listen(settings.listen);
-    let listener = listener.with_context(|| format!("cannot listen on {} (--webhook-listen)", settings.listen))?;
+/// If the address is unavailable, unless it is the usual one, or a name is invalid in a certificate.
+pub fn serve(mesh: Arc<Mesh>, settings: Settings, ca: &Arc<Ca>, counts: Arc<Admissions>) -> Result<bool> {
+    let address = match settings.listen {
+        Listen::Off => return Ok(false),
+        Listen::Usual => USUAL,
+        Listen::At(address) => address,
+    };
+    let listener = match sockets::listen(address) {
+        Err(e) if settings.listen == Listen::Usual => {
+            tracing::warn!(
+                "no admission webhooks: cannot listen on {address}: {e} (--webhook-listen takes another address, or off)"
+            );
+            return Ok(false);
+        }
+        bound => bound.with_context(|| format!("cannot listen on {address} (--webhook-listen)"))?,
+    };
     let names = match settings.names.is_empty() {
         true => vec![format!("weft-control-plane.{}.svc", settings.injection.namespace)],
         false => settings.names,
     };
-    tracing::info!(names = names.join(", "), "serving admission webhooks at https://{}", settings.listen);
+    tracing::info!(names = names.join(", "), "serving admission webhooks at https://{address}");
     let tls = server_config(ca.clone(), names, "--webhook-name")?;
     let webhooks = Arc::new(Webhooks { mesh, injection: settings.injection, counts });
     tokio::spawn(server::serve_tls(webhooks, listener, tls, Bounds::new(PER_CLIENT)));
-    Ok(())
+    Ok(true)
 }
 
 /// The webhook of a path.
