@@ -113,6 +113,8 @@ fn the_chart_grants_what_is_needed(cluster: &Cluster) -> Result<()> {
         "off",
         "--http-listen",
         "off",
+        "--webhook-listen",
+        "off",
     ];
     let process = mesh.another_control_plane(2, &args)?;
     // A pod joins there.

@@ -51,8 +51,11 @@ fn pods_join_by_their_token(cluster: &Cluster) -> Result<()> {
 
     // STRICT holds for pods of the cluster.
     let outside = mesh.pod("bank-outside")?;
-    let plain = outside.curl(&[&format!("http://{}:8080/", order.ip)])?;
-    ensure!(plain.contains("mTLS is required here"), "{plain}");
+    wait_for("the refusal of plaintext", SOON, || {
+        let plain = outside.curl(&[&format!("http://{}:8080/", order.ip)])?;
+        ensure!(plain.contains("mTLS is required here"), "{plain}");
+        Ok(())
+    })?;
 
     // Programs of a pod register the names of its annotation, and none that the cluster has.
     let register = |name: &str| {
@@ -98,8 +101,9 @@ fn every_namespace_has_the_root_certificate(cluster: &Cluster) -> Result<()> {
 }
 
 fn the_authority_in_a_secret_is_shared(cluster: &Cluster) -> Result<()> {
-    let args: Vec<&str> = cluster.mesh.control_plane_args.iter().map(String::as_str).collect();
-    let another = cluster.mesh.another_control_plane(1, &args)?;
+    let kubeconfig = cluster.kubeconfig().to_string_lossy().into_owned();
+    let of_cluster = ["--kubernetes", "--kubeconfig", &kubeconfig, "--ca-secret", "weft-ca", "--webhook-listen", "off"];
+    let another = cluster.mesh.another_control_plane(1, &of_cluster)?;
     let root = |folder: std::path::PathBuf| std::fs::read_to_string(folder.join("root.pem"));
     let (own, others) = (root(cluster.mesh.data_dir())?, root(cluster.mesh.data_dir_of(1))?);
     ensure!(own == others, "{own}\n{others}");

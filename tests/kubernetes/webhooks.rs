@@ -15,10 +15,10 @@ pub(crate) fn all() -> Vec<(&'static str, Scenario)> {
     ]
 }
 
-/// Installs the configurations of `deploy/kubernetes`, at the address of the control plane instead of its Service, and
+/// Installs the configurations of the chart, at the address of the control plane instead of its Service, and
 /// waits until they have the root certificate. Policies are checked in the namespace `checked` alone.
 fn install(cluster: &Cluster) -> Result<()> {
-    let file = tests_dir().join("../deploy/kubernetes/webhooks.yaml");
+    let file = tests_dir().join("../deploy/helm/weft/files/webhooks.yaml");
     let (documents, errors) = yaml::parse(&std::fs::read_to_string(file)?);
     ensure!(errors.is_empty() && documents.len() == 2, "{errors:?}");
     for document in documents {
