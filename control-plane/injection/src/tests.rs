@@ -163,7 +163,7 @@ fn texts_stay_texts_in_yaml() {
 #[test]
 fn a_container_that_comes_later_has_its_probes_sent_too() {
     let pod = json!({ "spec": { "containers": [
-        { "name": "a", "livenessProbe": { "httpGet": { "path": "/a?x=$(HOME)", "port": 80 } } },
+        { "name": "a", "livenessProbe": { "httpGet": { "path": "/a?x=$(HOME)&y=$$(HOME)", "port": 80 } } },
     ] } });
     for native in [true, false] {
         let mut injected = inject(&config(native), None, &pod).unwrap().pod;
@@ -178,7 +178,7 @@ fn a_container_that_comes_later_has_its_probes_sent_too() {
         let variables = proxy["env"].as_array().unwrap();
         let probes = variables.iter().find(|one| one["name"] == crate::PROBES_VARIABLE).unwrap();
         let probes = probes["value"].as_str().unwrap();
-        assert!(probes.contains("/a?x=$$(HOME)"), "the kubelet replaces variables: {probes}");
+        assert!(probes.contains("/a?x=$$(HOME)&y=$$$$(HOME)"), "the kubelet replaces variables: {probes}");
         let probes: Value = serde_json::from_str(probes).unwrap();
         let pages: Vec<&String> = probes.as_object().unwrap().keys().collect();
         assert_eq!(pages, ["/app-health/a/livez", "/app-health/b/readyz"]);

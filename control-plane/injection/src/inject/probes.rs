@@ -149,15 +149,15 @@ fn recorded(pod: &Value) -> Map<String, Value> {
         let (list, index) = proxy(pod)?;
         let variables = containers(pod, list)[index].get("env")?.as_array()?;
         let variable = variables.iter().find(|one| name(one) == PROBES_VARIABLE)?;
-        serde_json::from_str(&variable.get("value")?.as_str()?.replace("$$(", "$(")).ok()
+        serde_json::from_str(&variable.get("value")?.as_str()?.replace("$$", "$")).ok()
     };
     recorded().unwrap_or_default()
 }
 
 /// Sets a variable of the proxy to a JSON text.
 pub(crate) fn set_variable(patch: &mut Patch, variable: &str, value: &Value) -> Result<(), WrongType> {
-    // The kubelet replaces $(NAME), and $$(NAME) by $(NAME).
-    let entry = json!({ "name": variable, "value": value.to_string().replace("$(", "$$(") });
+    // The kubelet replaces $(NAME), and $$ by $.
+    let entry = json!({ "name": variable, "value": value.to_string().replace('$', "$$") });
     let Some((list, index)) = proxy(patch.document()) else { return Ok(()) };
     let variables = containers(patch.document(), list)[index].get("env").and_then(Value::as_array);
     let known = variables.into_iter().flatten().position(|one| name(one) == variable);
