@@ -80,7 +80,7 @@ pub(crate) fn text<'v>(value: &'v Value, map: &str, key: &str) -> Option<&'v str
 
 /// Decides about a pod (its `metadata` and `spec`).
 pub fn decide(config: &Config, namespace: &Namespace, pod: &Value) -> Decision {
-    let wanted = wanted(config, namespace, pod);
+    let wanted = by_labels(config, namespace, pod);
     if let Decision::Skip(_) = wanted {
         return wanted;
     }
@@ -100,13 +100,13 @@ pub fn decide(config: &Config, namespace: &Namespace, pod: &Value) -> Decision {
     wanted
 }
 
-fn wanted(config: &Config, namespace: &Namespace, pod: &Value) -> Decision {
+fn by_labels(config: &Config, namespace: &Namespace, pod: &Value) -> Decision {
     let names = |both: [&'static str; 2]| both.into_iter().take(names(config));
     let of_namespace = |both| names(both).find_map(|name| Some((name, namespace.labels.get(name)?.as_str()?)));
     let skip = |text: String| Decision::Skip(text);
     let switch = names(POD_INJECT)
-        .find_map(|name| Some((name, known(text(pod, "labels", name))?)))
-        .or_else(|| names(POD_INJECT).find_map(|name| Some((name, known(text(pod, "annotations", name))?))));
+        .find_map(|name| Some((name, boolean(text(pod, "labels", name))?)))
+        .or_else(|| names(POD_INJECT).find_map(|name| Some((name, boolean(text(pod, "annotations", name))?))));
     let declines = || match switch {
         Some((name, false)) => Some(skip(format!("the pod has {name}: \"false\""))),
         Some((_, true)) => None,
@@ -148,7 +148,7 @@ fn wanted(config: &Config, namespace: &Namespace, pod: &Value) -> Decision {
     }
 }
 
-fn known(value: Option<&str>) -> Option<bool> {
+fn boolean(value: Option<&str>) -> Option<bool> {
     match value? {
         "true" => Some(true),
         "false" => Some(false),

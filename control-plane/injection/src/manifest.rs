@@ -59,7 +59,7 @@ pub fn add_sidecars(config: &Config, namespaces: &Namespaces, text: &str) -> Man
     manifest.errors.extend(errors.iter().map(|e| format!("line {}: {}", e.place.line, e.text)));
     for (index, document) in documents.iter().enumerate() {
         let object = to_json(&document.root);
-        let changed = object_with(config, namespaces, &object, &mut manifest);
+        let changed = inject_object(config, namespaces, &object, &mut manifest);
         let text = match changed {
             None => document.text.clone(),
             Some(changed) => to_yaml(&changed).unwrap_or_else(|error| {
@@ -115,13 +115,13 @@ fn old_scalar(text: &str) -> Option<Value> {
 }
 
 /// The object with sidecars; `None`: it is as it was.
-fn object_with(config: &Config, namespaces: &Namespaces, object: &Value, manifest: &mut Manifest) -> Option<Value> {
+fn inject_object(config: &Config, namespaces: &Namespaces, object: &Value, manifest: &mut Manifest) -> Option<Value> {
     let kind = object.get("kind")?.as_str()?;
     let group = object.get("apiVersion")?.as_str()?.split_once('/').map_or("", |(group, _)| group);
     if (group, kind) == ("", "List") {
         let items = object.get("items")?.as_array()?;
         let changed: Vec<Option<Value>> =
-            items.iter().map(|item| object_with(config, namespaces, item, manifest)).collect();
+            items.iter().map(|item| inject_object(config, namespaces, item, manifest)).collect();
         if changed.iter().all(Option::is_none) {
             return None;
         }

@@ -131,11 +131,11 @@ pub(crate) mod tests {
             "spec": { "list": [0, 1, 2], "n": 2, "other": [{ "name": "b", "env": [] }] },
         });
         assert_eq!(after, expected);
-        assert_eq!(applied(before, &operations), expected);
+        assert_eq!(apply(before, &operations), expected);
     }
 
     /// The document as another program sees it after the operations.
-    pub(crate) fn applied(mut document: Value, operations: &[Value]) -> Value {
+    pub(crate) fn apply(mut document: Value, operations: &[Value]) -> Value {
         let patch: json_patch::Patch = serde_json::from_value(Value::from(operations.to_vec())).unwrap();
         json_patch::patch(&mut document, &patch).unwrap();
         document

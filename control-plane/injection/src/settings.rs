@@ -11,7 +11,7 @@ use weft_policy::{Subnet, duration_ms, yaml};
 use crate::config::{Amounts, Config, Readiness, Resources, quantity};
 use crate::decide;
 
-/// What is said about a pod.
+/// Errors and warnings about a pod.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     /// They refuse the pod.
@@ -20,7 +20,7 @@ pub(crate) struct Report {
     pub(crate) warnings: Vec<String>,
 }
 
-/// See above.
+/// The settings of a pod's sidecar.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) image: String,
@@ -82,8 +82,8 @@ impl Settings {
                 .as_ref()
                 .is_some_and(|options| !options.windows(2).any(|pair| pair == NO_INBOUND)),
             capture,
-            volumes: reader.named("sidecar.istio.io/userVolume"),
-            mounts: reader.named("sidecar.istio.io/userVolumeMount"),
+            volumes: reader.objects_by_name("sidecar.istio.io/userVolume"),
+            mounts: reader.objects_by_name("sidecar.istio.io/userVolumeMount"),
         }
     }
 }
@@ -242,18 +242,18 @@ impl<'a> Reader<'a> {
     }
 
     /// A JSON object whose keys are the names of its values.
-    fn named(&mut self, name: &str) -> Vec<Value> {
+    fn objects_by_name(&mut self, name: &str) -> Vec<Value> {
         let Some(text) = self.text(name) else { return Vec::new() };
         let items: Option<Map<String, Value>> = serde_json::from_str(text).ok();
         let Some(items) = items.filter(|items| items.values().all(Value::is_object)) else {
             self.error(name, "must be a JSON object of objects, {\"NAME\": {...}}");
             return Vec::new();
         };
-        let named = items.into_iter().map(|(name, mut value)| {
+        let objects = items.into_iter().map(|(name, mut value)| {
             value["name"] = name.into();
             value
         });
-        named.collect()
+        objects.collect()
     }
 
     fn proxy_config(&mut self) -> ProxyConfig {

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use crate::manifest::{Manifest, Namespaces, add_sidecars};
-use crate::patch::tests::applied;
+use crate::patch::tests::apply;
 use crate::{Config, Owner, STATUS, inject};
 
 fn config(native: bool) -> Config {
@@ -171,7 +171,7 @@ fn a_container_that_comes_later_has_its_probes_sent_too() {
         injected["spec"]["containers"].as_array_mut().unwrap().insert(0, late);
         let again = inject(&config(native), None, &injected).unwrap();
         assert_eq!(again.patch.len(), 3, "{:?}", again.patch);
-        assert_eq!(applied(injected, &again.patch), again.pod);
+        assert_eq!(apply(injected, &again.patch), again.pod);
         let list = if native { "initContainers" } else { "containers" };
         let containers = again.pod["spec"][list].as_array().unwrap();
         let proxy = containers.iter().find(|one| one["name"] == crate::PROXY).unwrap();
@@ -331,7 +331,7 @@ proptest! {
     fn a_patch_applies_once_and_loses_nothing(pod in pod(), native in any::<bool>(), hold in any::<bool>()) {
         let config = Config { hold_application_until_proxy_starts: hold, ..config(native) };
         let injection = inject(&config, None, &pod).unwrap();
-        prop_assert_eq!(&applied(pod.clone(), &injection.patch), &injection.pod);
+        prop_assert_eq!(&apply(pod.clone(), &injection.patch), &injection.pod);
         let again = inject(&config, None, &injection.pod).unwrap();
         prop_assert_eq!(&again.patch, &Vec::<Value>::new());
         let rest = without_sidecar(injection.pod, &pod);
@@ -341,7 +341,7 @@ proptest! {
     #[test]
     fn any_object_is_patched_or_refused(object in anything(), native in any::<bool>()) {
         if let Ok(injection) = inject(&config(native), Owner::of(&object).as_ref(), &object) {
-            prop_assert_eq!(applied(object, &injection.patch), injection.pod);
+            prop_assert_eq!(apply(object, &injection.patch), injection.pod);
         }
     }
 }

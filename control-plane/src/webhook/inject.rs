@@ -32,13 +32,13 @@ pub(super) fn judge(config: &Config, counts: &Admissions, request: &Request<'_>)
         Ok(injection) => {
             counts.injected.fetch_add(1, Ordering::Relaxed);
             tracing::debug!("{place}: injected");
-            Verdict { patch: injection.patch, warnings: injection.warnings, refused: None }
+            Verdict { patch: injection.patch, warnings: injection.warnings, refusal: None }
         }
         Err(refusal) => {
             counts.refused.fetch_add(1, Ordering::Relaxed);
             let message = format!("no sidecar of Weft can be added: {refusal}");
             tracing::warn!("{place}: {message}");
-            Verdict { refused: Some(message), ..Verdict::default() }
+            Verdict { refusal: Some(message), ..Verdict::default() }
         }
     }
 }
@@ -63,15 +63,15 @@ mod tests {
         };
         let spec = json!({ "containers": [{ "name": "app" }] });
         let plain = judge(json!({ "generateName": "order-" }), spec.clone());
-        assert!(plain.refused.is_none() && !plain.patch.is_empty() && plain.warnings.is_empty(), "{plain:?}");
+        assert!(plain.refusal.is_none() && !plain.patch.is_empty() && plain.warnings.is_empty(), "{plain:?}");
         let declines = judge(json!({ "labels": { "sidecar.istio.io/inject": "false" } }), spec.clone());
         assert_eq!(declines, Verdict::default());
         let node = judge(json!({}), json!({ "hostNetwork": true, "containers": [{ "name": "app" }] }));
         assert!(node.patch.is_empty() && node.warnings[0].contains("hostNetwork"), "{node:?}");
         let annotations = json!({ "traffic.sidecar.istio.io/excludeInboundPorts": "all" });
         let refused = judge(json!({ "annotations": annotations }), spec);
-        assert!(refused.refused.unwrap().contains("\"all\" is not a port"), "a pod with a malformed annotation");
-        assert!(judge(json!(null), json!(null)).refused.unwrap().contains("spec.containers is empty"));
+        assert!(refused.refusal.unwrap().contains("\"all\" is not a port"), "a pod with a malformed annotation");
+        assert!(judge(json!(null), json!(null)).refusal.unwrap().contains("spec.containers is empty"));
         let numbers = [&counts.injected, &counts.skipped, &counts.refused].map(|count| count.load(Ordering::Relaxed));
         assert_eq!(numbers, [1, 2, 2]);
     }

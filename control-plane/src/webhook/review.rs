@@ -14,7 +14,7 @@ pub(super) struct Request<'a>(pub(super) &'a Value);
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Verdict {
     /// Why it is refused; `None`: it is allowed.
-    pub(super) refused: Option<String>,
+    pub(super) refusal: Option<String>,
     /// Operations of a JSON Patch.
     pub(super) patch: Vec<Value>,
     /// Lines that kubectl prints.
@@ -60,8 +60,8 @@ pub(super) fn answer(body: &[u8], judge: impl FnOnce(&Request<'_>) -> Verdict) -
         return Err("the review has no `request.uid`".to_owned());
     }
     let verdict = judge(&Request(request));
-    let mut response = json!({ "uid": request["uid"], "allowed": verdict.refused.is_none() });
-    if let Some(message) = verdict.refused {
+    let mut response = json!({ "uid": request["uid"], "allowed": verdict.refusal.is_none() });
+    if let Some(message) = verdict.refusal {
         response["status"] = json!({ "code": 422, "reason": "Invalid", "message": message });
     } else if !verdict.patch.is_empty() {
         response["patchType"] = "JSONPatch".into();
@@ -85,7 +85,7 @@ mod tests {
         let body = review(json!({ "uid": "u", "object": { "metadata": { "generateName": "a-" } }, "new": 1 }));
         let judge = |request: &Request<'_>| {
             assert_eq!((request.name(), request.text("/namespace")), ("a-", ""));
-            Verdict { patch: vec![json!({ "op": "remove", "path": "/a" })], warnings: vec!["w".into()], refused: None }
+            Verdict { patch: vec![json!({ "op": "remove", "path": "/a" })], warnings: vec!["w".into()], refusal: None }
         };
         let response = &answer(&body, judge).unwrap()["response"];
         assert_eq!(
@@ -94,7 +94,7 @@ mod tests {
         );
         let patch = STANDARD.decode(response["patch"].as_str().unwrap()).unwrap();
         assert_eq!(String::from_utf8(patch).unwrap(), r#"[{"op":"remove","path":"/a"}]"#);
-        let refuse = |_: &Request<'_>| Verdict { refused: Some("no".into()), ..Verdict::default() };
+        let refuse = |_: &Request<'_>| Verdict { refusal: Some("no".into()), ..Verdict::default() };
         let response = answer(&body, refuse).unwrap();
         let expected =
             json!({ "uid": "u", "allowed": false, "status": { "code": 422, "reason": "Invalid", "message": "no" } });

@@ -46,11 +46,11 @@ pub(super) fn judge(mesh: &Mesh, counts: &Admissions, request: &Request<'_>) -> 
     let Some(document) = document.filter(|_| errors.is_empty()) else {
         counts.rejected.fetch_add(1, Ordering::Relaxed);
         tracing::info!("{kind}/{}/{} is refused: {}", key.1, key.2, errors.join("; "));
-        return Verdict { refused: Some(errors.join("\n")), warnings, ..Verdict::default() };
+        return Verdict { refusal: Some(errors.join("\n")), warnings, ..Verdict::default() };
     };
     counts.accepted.fetch_add(1, Ordering::Relaxed);
     let before = read(key, old, &trust_domain).0.filter(|_| !old.is_null());
-    warnings.extend(beside(mesh, &document, before.as_ref()).iter().map(line));
+    warnings.extend(problems_beside(mesh, &document, before.as_ref()).iter().map(line));
     Verdict { warnings, ..Verdict::default() }
 }
 
@@ -84,7 +84,7 @@ fn read(
 }
 
 /// Problems of an object together with the others of the mesh, and what these need of its version before.
-fn beside(mesh: &Mesh, document: &Document, before: Option<&Document>) -> Vec<Problem> {
+fn problems_beside(mesh: &Mesh, document: &Document, before: Option<&Document>) -> Vec<Problem> {
     let policies = mesh.policies();
     let known = policies.all().find(|other| other.is_same_object(document)).cloned();
     // An update keeps its age.
@@ -165,7 +165,7 @@ mod tests {
             (request("CREATE", "EnvoyFilter", "cart", &wrong, None), "", ""),
         ] {
             let verdict = judge(&mesh, &counts, &Request(&request));
-            let (error, warnings) = (verdict.refused.clone().unwrap_or_default(), verdict.warnings.join("\n"));
+            let (error, warnings) = (verdict.refusal.clone().unwrap_or_default(), verdict.warnings.join("\n"));
             assert_eq!(
                 (error.is_empty(), warnings.is_empty()),
                 (refused.is_empty(), warned.is_empty()),

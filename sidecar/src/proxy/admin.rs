@@ -26,9 +26,9 @@ use crate::proxy::activity::Activity;
 use crate::proxy::application::answer as text;
 
 /// The page of metrics that the application's are added to, where there are any.
-const MERGED: &str = "/stats/prometheus";
+const MERGED_PAGE: &str = "/stats/prometheus";
 /// The page that stops the sidecar, as Istio's.
-const QUIT: &str = "/quitquitquit";
+const QUIT_PAGE: &str = "/quitquitquit";
 
 /// Which pages a listener shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,10 +62,10 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, pages: Pages) {
                     let application = &proxy.settings.application;
                     let answer = match request.uri().path() {
                         path if pages == Pages::Metrics && application.has(path) => application.probe(&request).await,
-                        QUIT if pages == Pages::Metrics => quit(&proxy, &request, from.ip()),
-                        MERGED if pages == Pages::Metrics && request.method() == Method::GET => {
+                        QUIT_PAGE if pages == Pages::Metrics => quit(&proxy, &request, from.ip()),
+                        MERGED_PAGE if pages == Pages::Metrics && request.method() == Method::GET => {
                             match &application.metrics {
-                                Some(page) => application.merged(metrics(&proxy), page).await,
+                                Some(page) => application.merge_metrics(metrics(&proxy), page).await,
                                 None => page(&proxy, pages, &request),
                             }
                         }
@@ -96,7 +96,7 @@ fn page(proxy: &Proxy, pages: Pages, request: &Request<Incoming>) -> Response<Fu
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".into());
     }
-    if let Some(refused) = (pages == Pages::Admin).then(|| refused(proxy, request)).flatten() {
+    if let Some(refused) = (pages == Pages::Admin).then(|| refusal(proxy, request)).flatten() {
         return refused;
     }
     match (request.uri().path(), pages) {
@@ -104,7 +104,7 @@ fn page(proxy: &Proxy, pages: Pages, request: &Request<Incoming>) -> Response<Fu
             None => text(StatusCode::OK, "ready\n".into()),
             Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
         },
-        ("/metrics" | MERGED, Pages::Metrics | Pages::Admin) => {
+        ("/metrics" | MERGED_PAGE, Pages::Metrics | Pages::Admin) => {
             let mut response = text(StatusCode::OK, metrics(proxy));
             let kind = http::HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
             response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
@@ -137,10 +137,10 @@ fn quit(proxy: &Proxy, request: &Request<Incoming>, from: IpAddr) -> Response<Fu
     if request.method() != Method::POST {
         return text(StatusCode::METHOD_NOT_ALLOWED, "POST only\n".into());
     }
-    if let Some(refused) = refused(proxy, request) {
+    if let Some(refused) = refusal(proxy, request) {
         return refused;
     }
-    tracing::info!("a program of this pod stops the sidecar ({QUIT})");
+    tracing::info!("a program of this pod stops the sidecar ({QUIT_PAGE})");
     match kill_process(getpid(), Signal::TERM) {
         Ok(()) => text(StatusCode::OK, "the sidecar stops\n".into()),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("the sidecar cannot stop itself: {error}\n")),
@@ -148,7 +148,7 @@ fn quit(proxy: &Proxy, request: &Request<Incoming>, from: IpAddr) -> Response<Fu
 }
 
 /// Refuses web pages in a browser.
-fn refused(proxy: &Proxy, request: &Request<Incoming>) -> Option<Response<Full<Bytes>>> {
+fn refusal(proxy: &Proxy, request: &Request<Incoming>) -> Option<Response<Full<Bytes>>> {
     let names = &proxy.settings.names;
     let refused = names.refuses(request.method(), request.uri(), request.headers(), "--api-host")?;
     Some(text(refused.status, format!("{}\n", refused.text)))

@@ -16,7 +16,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use weft_agent::checks::probe::as_kubelet;
+use weft_agent::checks::probe::kubelet_probe;
 use weft_agent::checks::{Http, Kind, Place, Tls};
 
 use crate::control::agent::Delivery;
@@ -129,11 +129,11 @@ impl Application {
     pub async fn probe<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
         if let Some(probe) = self.probes.0.get(path) {
-            return self.as_kubelet(probe, request.headers()).await;
+            return self.probe_as_kubelet(probe, request.headers()).await;
         }
         let name = path.trim_start_matches("/app-health/");
         if self.declared.iter().any(|declared| declared == name) {
-            return declared(name).await;
+            return probe_port(name).await;
         }
         let mut text = "this probe is not declared (--app-probe); declared are:\n".to_owned();
         for known in self.declared.iter().map(|name| format!("/app-health/{name}")).chain(self.probes.0.keys().cloned())
@@ -144,10 +144,10 @@ impl Application {
         answer(StatusCode::NOT_FOUND, text)
     }
 
-    async fn as_kubelet(&self, probe: &Probe, headers: &HeaderMap) -> Response<Full<Bytes>> {
+    async fn probe_as_kubelet(&self, probe: &Probe, headers: &HeaderMap) -> Response<Full<Bytes>> {
         let limit = Duration::from_secs(probe.timeout_seconds.unwrap_or(1).clamp(1, MOST_PROBE_S));
         let result = match self.kind(probe, headers) {
-            Ok(kind) => as_kubelet(&Delivery { scripts: false }, &kind, limit).await,
+            Ok(kind) => kubelet_probe(&Delivery { scripts: false }, &kind, limit).await,
             Err(error) => Err(format!("{error:#}")),
         };
         match result {
@@ -173,7 +173,7 @@ impl Application {
     }
 
     /// The sidecar's metrics with those of the application, in Prometheus' text format.
-    pub async fn merged(&self, own: String, page: &Metrics) -> Response<Full<Bytes>> {
+    pub async fn merge_metrics(&self, own: String, page: &Metrics) -> Response<Full<Bytes>> {
         const END: &str = "# EOF\n";
         let to = SocketAddr::new(self.address(), page.port);
         let asking = async {
@@ -233,7 +233,7 @@ impl HttpGet {
 }
 
 /// Makes a probe of `--app-probe`, `<port>/<path>`.
-async fn declared(probe: &str) -> Response<Full<Bytes>> {
+async fn probe_port(probe: &str) -> Response<Full<Bytes>> {
     let (port, path) = probe.split_once('/').unwrap_or((probe, ""));
     let asking = async {
         let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port.parse()?);
@@ -349,11 +349,11 @@ mod tests {
         let (port, mut requests) = serve("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\na 1\n# EOF\n").await;
         let application = application(&json!({}));
         let page = |port| Metrics { port, path: "/metrics?x".to_owned() };
-        let merged = text(application.merged("own 1\n# EOF\n".to_owned(), &page(port)).await).await;
+        let merged = text(application.merge_metrics("own 1\n# EOF\n".to_owned(), &page(port)).await).await;
         assert_eq!(merged, (200, "own 1\na 1\n".to_owned()));
         assert!(requests.recv().await.unwrap().contains("accept: text/plain;version=0.0.4"));
         let (broken, _) = serve("HTTP/1.1 500 Oh\r\ncontent-length: 0\r\n\r\n").await;
-        let (status, body) = text(application.merged("own 1\n# EOF\n".to_owned(), &page(broken)).await).await;
+        let (status, body) = text(application.merge_metrics("own 1\n# EOF\n".to_owned(), &page(broken)).await).await;
         assert_eq!(status, 200);
         assert!(body.starts_with("own 1\n# no metrics of the application at 127.0.0.1:"), "{body}");
     }

@@ -38,7 +38,7 @@ struct Found {
 /// Replaces all probes that the proxy can make.
 pub(crate) fn rewrite(patch: &mut Patch, grace_s: u64, report: &mut Report) -> Result<(), WrongType> {
     let found = find(patch.document(), grace_s, report);
-    let mut pages = recorded(patch.document());
+    let mut pages = self::pages(patch.document());
     for probe in found {
         let mut at: Vec<&str> = at(&probe.at);
         if probe.kind != "httpGet" {
@@ -144,7 +144,7 @@ fn proxy(pod: &Value) -> Option<(&'static str, usize)> {
 }
 
 /// The pages that the proxy has already.
-fn recorded(pod: &Value) -> Map<String, Value> {
+fn pages(pod: &Value) -> Map<String, Value> {
     let recorded = || {
         let (list, index) = proxy(pod)?;
         let variables = containers(pod, list)[index].get("env")?.as_array()?;

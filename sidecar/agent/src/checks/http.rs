@@ -146,7 +146,7 @@ pub(super) mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::super::Kind;
-    use super::super::probe::{as_kubelet, probe};
+    use super::super::probe::{kubelet_probe, probe};
     use super::super::tests::Plain;
     use super::*;
 
@@ -233,7 +233,7 @@ pub(super) mod tests {
             (vec!["no HTTP\r\n\r\n".to_owned()], Err("no answer")),
         ] {
             let (port, _task) = server(answers).await;
-            let result = as_kubelet(&Plain, &Kind::Http(http(port, "/")), Duration::from_secs(2)).await;
+            let result = kubelet_probe(&Plain, &Kind::Http(http(port, "/")), Duration::from_secs(2)).await;
             match (&result, expected) {
                 (Ok(found), Ok(text)) | (Err(found), Err(text)) => assert!(found.contains(text), "{found}, not {text}"),
                 _ => panic!("{result:?}, not {expected:?}"),

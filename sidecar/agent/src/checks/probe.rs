@@ -62,7 +62,7 @@ pub async fn probe(sockets: &dyn Sockets, kind: &Kind, timeout: Duration) -> (St
 ///
 /// # Errors
 /// The failure of the probe.
-pub async fn as_kubelet(sockets: &dyn Sockets, kind: &Kind, timeout: Duration) -> Result<String, String> {
+pub async fn kubelet_probe(sockets: &dyn Sockets, kind: &Kind, timeout: Duration) -> Result<String, String> {
     let Kind::Http(request) = kind else {
         let (status, output) = probe(sockets, kind, timeout).await;
         return if status == Status::Passing { Ok(output) } else { Err(output) };
