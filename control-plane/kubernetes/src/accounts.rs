@@ -24,6 +24,8 @@ pub const SERVICES: &str = "weft.dev/services";
 const CONCURRENT: usize = 16;
 /// Longest wait for a review, with its turn.
 const TIMEOUT: Duration = Duration::from_secs(8);
+/// Pause until the address of a pod is looked for again.
+const ADDRESS: Duration = Duration::from_millis(250);
 /// Subject of the token of a service account (Kubernetes, "Managing Service Accounts").
 const SUBJECT: &str = "system:serviceaccount:";
 /// Group of all service accounts.
@@ -124,7 +126,12 @@ impl Accounts {
             // Never closed.
             let _slot = self.slots.acquire().await.ok();
             let reviewed = self.reviewed(token).await?;
-            let pod = self.pod(&reviewed).await?;
+            let mut pod = self.pod(&reviewed).await?;
+            // The kubelet reports the address of a pod some time after its containers have started.
+            while self.check_address && addresses(&pod).is_empty() && is_of(&pod, &reviewed) {
+                tokio::time::sleep(ADDRESS).await;
+                pod = self.pod(&reviewed).await?;
+            }
             account(reviewed, &pod, self.check_address.then_some(remote))
         };
         let late =
@@ -197,10 +204,22 @@ fn reviewed(status: Option<TokenReviewStatus>) -> Result<Reviewed, Refusal> {
     }
 }
 
+/// Whether a pod is the one that a token is bound to.
+fn is_of(pod: &Pod, owner: &Reviewed) -> bool {
+    pod.metadata.uid.as_ref() == Some(&owner.uid)
+}
+
+fn addresses(pod: &Pod) -> Vec<&str> {
+    let status = pod.status.as_ref();
+    let several = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|one| &one.ip);
+    let one = status.and_then(|status| status.pod_ip.as_ref());
+    several.chain(one).map(String::as_str).collect()
+}
+
 /// The account of a token whose owner is the pod of that name. `remote`: the peer's address, if it must be the pod's.
 fn account(owner: Reviewed, pod: &Pod, remote: Option<IpAddr>) -> Result<Account, Refusal> {
     let name = || format!("{}/{}", owner.namespace, owner.pod);
-    if pod.metadata.uid.as_ref() != Some(&owner.uid) {
+    if !is_of(pod, &owner) {
         return refused(format!("the pod {} of the token has been replaced by another of its name", name()));
     }
     let status = pod.status.as_ref();
@@ -209,9 +228,7 @@ fn account(owner: Reviewed, pod: &Pod, remote: Option<IpAddr>) -> Result<Account
     }
     if let Some(remote) = remote {
         let remote = remote.to_canonical();
-        let several = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|one| &one.ip);
-        let one = status.and_then(|status| status.pod_ip.as_ref());
-        let addresses: Vec<&str> = several.chain(one).map(String::as_str).collect();
+        let addresses = addresses(pod);
         if !addresses.iter().any(|address| address.parse() == Ok(remote)) {
             let addresses = if addresses.is_empty() { "none yet".to_owned() } else { addresses.join(", ") };
             return refused(format!(

@@ -83,7 +83,7 @@ impl Node {
         let mut command = Command::new(script("node.sh"));
         let started = command.arg("start").arg(node.path()).args(images).env("DNS_NAMES", names).output()?;
         ensure!(started.status.success(), "the node: {}", String::from_utf8_lossy(&started.stderr));
-        node.install(&[])?;
+        node.install(&[]).map_err(|e| e.context(node.report()))?;
         Ok(node)
     }
 
@@ -181,9 +181,12 @@ impl Node {
     pub(crate) fn report(&self) -> String {
         let text = |args: &[&str]| self.kubectl(args).unwrap_or_else(|e| e.to_string());
         let pods = text(&["get", "pods,endpointslices", "-A", "-o", "wide"]);
-        let events = text(&["get", "events", "-A", "--sort-by=.lastTimestamp"]);
+        let events = text(&["get", "events", "-A", "--field-selector", "type=Warning"]);
         let log = text(&["-n", SPACE, "logs", "deployment/weft-control-plane", "--tail=40"]);
-        format!("{pods}\n{events}\n{log}")
+        let of_node = |name: &str| std::fs::read_to_string(self.path().join(name)).unwrap_or_default();
+        let last = |text: String| text.lines().rev().take(20).map(str::to_owned).collect::<Vec<_>>().join("\n");
+        let (proxy, script) = (last(of_node("proxy.log")), last(of_node("node.log")));
+        format!("{pods}\n{events}\n{log}\nkube-proxy:\n{proxy}\nthe script:\n{script}")
     }
 }
 
