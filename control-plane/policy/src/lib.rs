@@ -33,6 +33,14 @@ pub use document::{Document, Parsed};
 pub use export::Export;
 pub use kinds::destination_rule::{ClientTls, DestinationRule, Settings, Subset, TrafficPolicy};
 pub use kinds::gateway::{Gateway, Server};
+pub use kinds::gateway_api::{
+    BackendRef, GROUP as GATEWAY_API, ObjectRef, ParentRef,
+    gateway::{AllowedNamespaces, KubernetesGateway, LabelSelector, Listener, protocol_of},
+    gateway_class::{CONTROLLER, GatewayClass},
+    http_route::{BackendMirror, HttpRoute, HttpRule},
+    matching::RankedMatch,
+    reference_grant::ReferenceGrant,
+};
 pub use kinds::kube_service::{KubePort, KubeService, TargetPort};
 pub use kinds::mesh_config::{self, MeshConfig};
 pub use kinds::peer_authentication::PeerAuthentication;

@@ -89,6 +89,7 @@ pub fn service(message: &v1::Service) -> Result<Service> {
         clusters,
         external: message.external,
         exported: message.exported,
+        routed_by_address: message.routed_by_address,
         external_name: match message.external_name.as_str() {
             "" => None,
             name => Some(host_name(name).at("external_name")?),

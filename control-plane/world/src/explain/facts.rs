@@ -9,6 +9,7 @@ use weft_core::names::normalise;
 use weft_proto::v1;
 
 use super::{Client, Query};
+use crate::attach::{self, Attached};
 use crate::translate::{self, Elsewhere, Meaning};
 use crate::world::{Host, Scope, World};
 use weft_policy::{Action, Document, Kind, Object};
@@ -72,6 +73,19 @@ pub(super) struct HostFacts {
     pub(super) routes: Option<Arc<Document>>,
     /// Whether some of the routes are other documents'.
     pub(super) delegates: bool,
+    /// By port, the entries of the compiled table, if they are rules of the Gateway API.
+    pub(super) attached: BTreeMap<u32, Vec<AttachedRoute>>,
+}
+
+/// An entry of a compiled table that is a match of a rule of the Gateway API.
+#[derive(Debug)]
+pub(super) struct AttachedRoute {
+    /// `HTTPRoute/<namespace>/<name>`
+    pub(super) policy: String,
+    /// The places of rule and match.
+    pub(super) at: (usize, usize),
+    /// The rule's name; empty: none.
+    pub(super) name: String,
 }
 
 impl Facts {
@@ -169,8 +183,27 @@ impl HostFacts {
                 _ => false,
             })
         });
-        Some(HostFacts { sources: sources(world, host, complete), service, endpoints, accepts, routes, delegates })
+        let attached = match routes {
+            Some(_) => BTreeMap::new(),
+            None => attached(world, scope, host, &service),
+        };
+        let sources = sources(world, host, complete);
+        Some(HostFacts { sources, service, endpoints, accepts, routes, delegates, attached })
     }
+}
+
+/// The entries of the tables of a service's ports that are rules of the Gateway API.
+fn attached(world: &World, scope: &Scope, host: &Host, service: &v1::Service) -> BTreeMap<u32, Vec<AttachedRoute>> {
+    let of = |port: &v1::Port| {
+        let matches = attach::of_service(world, scope, host, port.number, &port.name);
+        let entry = |one: Attached<'_>| AttachedRoute {
+            policy: one.document.reference(),
+            at: one.at,
+            name: one.rule.name.clone(),
+        };
+        (port.number, matches.into_iter().map(entry).collect::<Vec<_>>())
+    };
+    service.ports.iter().filter(|port| !port.routes.is_empty()).map(of).collect()
 }
 
 /// The address that a client dials for the URL's host: its own, or the one that the mesh's DNS answers.

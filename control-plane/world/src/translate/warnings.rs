@@ -1,6 +1,7 @@
 //! Warnings that need both the documents and the registry: hosts that are not registered, subsets without instances,
 //! ports that a route leaves open. Never errors: the missing part may register in the next minute.
 
+mod gateway_api;
 mod reachability;
 mod sidecars;
 
@@ -43,6 +44,13 @@ fn of_documents(world: &World, complete: bool, picked: &dyn Fn(&Document) -> boo
                 of_gateways(world, document, service, &mut findings);
                 view.of_routes(document, service, &mut findings);
                 reachability::of_routes(world, document, service, &mut findings);
+            }
+            Object::HTTPRoute(_) | Object::GRPCRoute(_) => {
+                gateway_api::of_route(world, complete, document, &mut findings)
+            }
+            Object::KubernetesGateway(_) => {
+                let text = "the listeners of this Gateway are not supported yet: no gateway serves them";
+                findings.push(Finding::warning(document, "listeners", Code::NotSupported, text));
             }
             Object::ServiceExport(_) if complete => view.of_export(document, &mut findings),
             _ => {}

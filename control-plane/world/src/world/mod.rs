@@ -350,7 +350,14 @@ impl World {
                 // Gateways receive the list of hosts.
                 changed.all |= service.of_gateways(&document.namespace).next().is_some();
             }
+            Object::HTTPRoute(route) | Object::GRPCRoute(route) => {
+                changed.hosts.extend(policies::parent_hosts(route));
+                // Gateways receive the list of hosts.
+                changed.all |= route.parents.iter().any(|parent| parent.object.is_gateway());
+            }
             Object::Gateway(_) => changed.all = true,
+            // They decide which routes have which hosts at gateways.
+            Object::KubernetesGateway(_) | Object::GatewayClass(_) | Object::ReferenceGrant(_) => changed.all = true,
             Object::ServiceEntry(entry) => changed.hosts.extend(entry.hosts.iter().cloned()),
             Object::Service(_) | Object::ServiceExport(_) => {
                 changed.hosts.insert(fqdn(&document.name, &document.namespace));

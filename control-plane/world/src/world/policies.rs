@@ -9,10 +9,14 @@ use std::{
 
 use weft_core::names;
 
+mod gateway_api;
 mod replace;
 
 pub(super) use replace::is_replaceable;
 use replace::{age, insert, mesh_hosts};
+
+pub(crate) use gateway_api::GatewayApi;
+pub(super) use gateway_api::parent_hosts;
 
 use super::{MESH_SUFFIX, Scope, fqdn};
 use weft_policy::{
@@ -29,6 +33,8 @@ pub(crate) struct Policies {
     gateways: Vec<Arc<Document>>,
     /// VirtualServices by the part of a gateway that they apply to, see [`gateway_host`]; their delegates are joined.
     gateway_routes: BTreeMap<String, Vec<Arc<Document>>>,
+    /// The documents of Kubernetes' Gateway API.
+    gateway_api: GatewayApi,
     /// By host, the oldest first: the oldest of each namespace, and those that join it.
     entries: BTreeMap<String, Vec<Arc<Document>>>,
     services: BTreeMap<String, Arc<Document>>,
@@ -96,6 +102,11 @@ impl Policies {
                 }
             }
             Object::Gateway(_) => self.gateways.push(document.clone()),
+            Object::HTTPRoute(_)
+            | Object::GRPCRoute(_)
+            | Object::KubernetesGateway(_)
+            | Object::GatewayClass(_)
+            | Object::ReferenceGrant(_) => self.gateway_api.add(document),
             Object::ServiceEntry(entry) => {
                 if let Some(selector) = &entry.workload_selector {
                     let key = labelled(namespace, selector.first_key_value());
@@ -264,6 +275,11 @@ impl Policies {
     /// Hosts that other data centres may call.
     pub(crate) fn exports(&self) -> &BTreeSet<String> {
         &self.exports
+    }
+
+    /// The documents of Kubernetes' Gateway API.
+    pub(crate) fn gateway_api(&self) -> &GatewayApi {
+        &self.gateway_api
     }
 
     /// Gateways, oldest first.
