@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use crate::Kind;
 
-/// The definition of a kind; `None`: it is no custom resource. A Service is Kubernetes' own, the Gateway
+/// The definition of a kind; `None`: it is no custom resource. Services and Namespaces are Kubernetes' own, the Gateway
 /// API has definitions of its own, and the settings of the mesh are no object of a cluster.
 pub fn definition(kind: Kind) -> Option<Value> {
     let descriptor = kind.descriptor();
-    if matches!(kind, Kind::Service | Kind::IstioOperator) || descriptor.group == crate::GATEWAY_API {
+    if matches!(kind, Kind::Service | Kind::Namespace | Kind::IstioOperator) || descriptor.group == crate::GATEWAY_API {
         return None;
     }
     let version = |(n, name): (usize, &&str)| {
@@ -70,7 +70,7 @@ mod tests {
     fn each_custom_kind_has_a_definition_with_one_stored_version() {
         let definitions: Vec<Value> = Kind::ALL.iter().filter_map(|kind| definition(*kind)).collect();
         let of_gateway_api = Kind::ALL.iter().filter(|kind| kind.descriptor().group == crate::GATEWAY_API).count();
-        assert_eq!(definitions.len(), Kind::ALL.len() - 2 - of_gateway_api);
+        assert_eq!(definitions.len(), Kind::ALL.len() - 3 - of_gateway_api);
         for definition in &definitions {
             let versions = definition["spec"]["versions"].as_array().unwrap();
             assert_eq!(versions.iter().filter(|version| version["storage"] == true).count(), 1, "{definition}");

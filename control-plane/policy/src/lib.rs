@@ -39,6 +39,7 @@ pub use kinds::gateway_api::{
     gateway_class::{CONTROLLER, GatewayClass},
     http_route::{BackendMirror, HttpRoute, HttpRule},
     matching::RankedMatch,
+    namespace::Namespace,
     reference_grant::ReferenceGrant,
 };
 pub use kinds::kube_service::{KubePort, KubeService, TargetPort};

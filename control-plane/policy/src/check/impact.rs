@@ -81,6 +81,7 @@ impl Scope {
             | Object::GRPCRoute(_)
             | Object::KubernetesGateway(_)
             | Object::GatewayClass(_)
+            | Object::Namespace(_)
             | Object::ReferenceGrant(_) => Scope::Hosts,
             Object::VirtualService(service) if !service.hosts.is_empty() && !delegates(service) => Scope::Hosts,
             // A delegate is a part of other routes; the others apply to a namespace, or to the mesh.

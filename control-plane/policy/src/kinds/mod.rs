@@ -20,7 +20,8 @@ use self::{
     gateway::Gateway,
     gateway_api::{
         gateway as kube_gateway, gateway::KubernetesGateway, gateway_class, gateway_class::GatewayClass, grpc_route,
-        http_route, http_route::HttpRoute, reference_grant, reference_grant::ReferenceGrant,
+        http_route, http_route::HttpRoute, namespace, namespace::Namespace, reference_grant,
+        reference_grant::ReferenceGrant,
     },
     kube_service::KubeService,
     mesh_config::MeshConfig,
@@ -123,6 +124,8 @@ kinds! {
     KubernetesGateway(Box<KubernetesGateway>) in kube_gateway,
     /// The controller of Gateways.
     GatewayClass(GatewayClass) in gateway_class,
+    /// Kubernetes' Namespace: its labels.
+    Namespace(Namespace) in namespace,
     /// Permits references between namespaces.
     ReferenceGrant(ReferenceGrant) in reference_grant,
     /// Settings of the whole mesh; `None`: the document has none that concern traffic.

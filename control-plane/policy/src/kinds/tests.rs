@@ -20,7 +20,7 @@ fn minimal_spec(kind: Kind) -> &'static str {
             "{from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: b}], to: [{group: '', kind: Service}]}"
         }
         Kind::Sidecar => "{egress: [{hosts: ['*/*']}]}",
-        Kind::PeerAuthentication | Kind::ServiceExport | Kind::IstioOperator => "",
+        Kind::PeerAuthentication | Kind::Namespace | Kind::ServiceExport | Kind::IstioOperator => "",
     }
 }
 

@@ -1,10 +1,11 @@
-//! Attachment of the Gateway API's routes to their parents: which rules apply to the requests of a Service's port, in which
-//! order, and which backends they may use.
+//! Attachment of the Gateway API's routes to their parents: which rules apply to the requests of a Service's port or a
+//! Gateway's listener, in which order, and which backends they may use.
 //!
 //! The translation is made of these decisions, and `conditions` reports them to the authors: nothing is decided twice.
 
 mod backends;
 pub mod conditions;
+pub(crate) mod listeners;
 mod order;
 mod services;
 

@@ -11,7 +11,7 @@ use weft_proto::v1;
 use super::{Client, Query};
 use crate::attach::{self, Attached};
 use crate::translate::{self, Elsewhere, Meaning};
-use crate::world::{Host, Scope, World};
+use crate::world::{GATEWAY, Host, Scope, World};
 use weft_policy::{Action, Document, Kind, Object};
 
 /// The resources that a sidecar would receive for a request.
@@ -138,11 +138,13 @@ impl GatewayFacts {
         lookup: &mut impl FnMut(&str) -> Option<Referent>,
     ) -> GatewayFacts {
         let document = world.document(Kind::Gateway, &key.0, &key.1);
-        let selector = match document.map(|document| &document.object) {
+        let listening = world.document(Kind::KubernetesGateway, &key.0, &key.1);
+        let labels = match document.map(|document| &document.object) {
             Some(Object::Gateway(gateway)) => gateway.selector.clone(),
-            _ => BTreeMap::new(),
+            _ => listening.map(|_| (translate::NAME_LABEL.to_owned(), key.1.clone())).into_iter().collect(),
         };
-        let servers = if document.is_some() { translate::servers(world, &selector) } else { Vec::new() };
+        let document = document.or(listening);
+        let servers = if document.is_some() { translate::servers(world, &key.0, &labels) } else { Vec::new() };
         let here = servers.iter().filter(|server| server.port == u32::from(query.port));
         let names: BTreeSet<&str> = here.flat_map(|server| &server.virtual_hosts).map(|one| &*one.service).collect();
         let behind = names.into_iter().filter_map(|name| Some((name.to_owned(), lookup(name)?))).collect();
@@ -192,10 +194,24 @@ impl HostFacts {
     }
 }
 
+/// The matches behind a domain of a listener, by the key of its host.
+fn of_listener<'a>(world: &'a World, key: &str) -> Vec<Attached<'a>> {
+    let parts: Vec<&str> = key.splitn(4, ':').collect();
+    let [namespace, name, kind, domain] = parts[..] else { return Vec::new() };
+    let document = world.policies().gateway_api().gateway(namespace, name);
+    match document.zip(kind.strip_prefix("listener.")) {
+        Some((document, listener)) => attach::listeners::of_listener(world, document, listener, domain),
+        None => Vec::new(),
+    }
+}
+
 /// The entries of the tables of a service's ports that are rules of the Gateway API.
 fn attached(world: &World, scope: &Scope, host: &Host, service: &v1::Service) -> BTreeMap<u32, Vec<AttachedRoute>> {
     let of = |port: &v1::Port| {
-        let matches = attach::of_service(world, scope, host, port.number, &port.name);
+        let matches = match host.name.strip_prefix(GATEWAY) {
+            Some(key) => of_listener(world, key),
+            None => attach::of_service(world, scope, host, port.number, &port.name),
+        };
         let entry = |one: Attached<'_>| AttachedRoute {
             policy: one.document.reference(),
             at: one.at,

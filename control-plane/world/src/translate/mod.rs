@@ -18,7 +18,7 @@ mod warnings;
 
 pub use dry_run::parse_policies;
 pub use endpoints::endpoints;
-pub(crate) use gateway::servers;
+pub(crate) use gateway::{NAME_LABEL, servers};
 pub use inbound::inbound;
 pub use names::resolve;
 pub(crate) use names::{Meaning, hidden_host, lookup};

@@ -48,10 +48,7 @@ fn of_documents(world: &World, complete: bool, picked: &dyn Fn(&Document) -> boo
             Object::HTTPRoute(_) | Object::GRPCRoute(_) => {
                 gateway_api::of_route(world, complete, document, &mut findings)
             }
-            Object::KubernetesGateway(_) => {
-                let text = "the listeners of this Gateway are not supported yet: no gateway serves them";
-                findings.push(Finding::warning(document, "listeners", Code::NotSupported, text));
-            }
+            Object::KubernetesGateway(_) => gateway_api::of_gateway(world, document, &mut findings),
             Object::ServiceExport(_) if complete => view.of_export(document, &mut findings),
             _ => {}
         }

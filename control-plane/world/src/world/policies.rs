@@ -15,8 +15,8 @@ mod replace;
 pub(super) use replace::is_replaceable;
 use replace::{age, insert, mesh_hosts};
 
-pub(crate) use gateway_api::GatewayApi;
 pub(super) use gateway_api::parent_hosts;
+pub(crate) use gateway_api::{GatewayApi, listener_host};
 
 use super::{MESH_SUFFIX, Scope, fqdn};
 use weft_policy::{
@@ -82,6 +82,7 @@ impl Policies {
                 index.add_endpoints(document, entry);
             }
         }
+        index.gateway_api.find_hosts();
         index
     }
 
@@ -106,6 +107,7 @@ impl Policies {
             | Object::GRPCRoute(_)
             | Object::KubernetesGateway(_)
             | Object::GatewayClass(_)
+            | Object::Namespace(_)
             | Object::ReferenceGrant(_) => self.gateway_api.add(document),
             Object::ServiceEntry(entry) => {
                 if let Some(selector) = &entry.workload_selector {
@@ -409,14 +411,20 @@ impl Policies {
     /// Hosts that documents name: services, entries, and hosts that only a VirtualService has.
     pub(super) fn hosts(&self) -> impl Iterator<Item = &String> {
         let routed = self.routes.keys().filter(|host| is_routed(host));
-        self.services.keys().chain(self.entries.keys()).chain(routed).chain(self.gateway_routes.keys())
+        self.services
+            .keys()
+            .chain(self.entries.keys())
+            .chain(routed)
+            .chain(self.gateway_routes.keys())
+            .chain(self.gateway_api.hosts())
     }
 
     /// Namespace of the VirtualService of exactly `host`.
     pub(super) fn routed(&self, host: &str) -> Option<&str> {
         let first = self.routes.get(host).filter(|_| is_routed(host)).and_then(|documents| documents.first());
         let document = first.or_else(|| self.gateway_routes(host).first());
-        document.map(|document| document.namespace.as_str())
+        let namespace = || self.gateway_api.namespace_of_host(host);
+        document.map(|document| document.namespace.as_str()).or_else(namespace)
     }
 }
 

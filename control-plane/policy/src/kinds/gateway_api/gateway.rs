@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use weft_core::names::is_within;
 use weft_proto::v1;
 
+use super::http_route::HttpRoute;
 use super::{GROUP, ObjectRef, check_hostname, object_ref};
 use crate::decode::fields::{Fields, Shape, explicit, not_yet, object, read};
 use crate::kinds::{Content, Descriptor, Manifest, Object};
@@ -52,6 +54,25 @@ pub struct Listener {
     pub namespaces: AllowedNamespaces,
     /// Its place in the file.
     pub place: Place,
+}
+
+impl Listener {
+    /// The hostnames of a route here: of each of its own and the listener's the more specific one; `*`: any. None: they have
+    /// none in common.
+    pub fn hostnames(&self, route: &HttpRoute) -> Vec<String> {
+        let own = if self.hostname.is_empty() { "*" } else { &self.hostname };
+        let common = |host: &String| {
+            if own == "*" || is_within(host, own) {
+                Some(host.clone())
+            } else {
+                is_within(own, host).then(|| own.to_owned())
+            }
+        };
+        match route.hostnames.is_empty() {
+            true => vec![own.to_owned()],
+            false => route.hostnames.iter().filter_map(common).collect(),
+        }
+    }
 }
 
 /// The namespaces whose routes may attach.

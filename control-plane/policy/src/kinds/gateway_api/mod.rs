@@ -6,6 +6,7 @@ pub(crate) mod gateway_class;
 pub(crate) mod grpc_route;
 pub(crate) mod http_route;
 pub(crate) mod matching;
+pub(crate) mod namespace;
 pub(crate) mod reference_grant;
 
 use weft_proto::v1;

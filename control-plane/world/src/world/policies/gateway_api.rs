@@ -1,27 +1,48 @@
 //! Documents of Kubernetes' Gateway API by the objects that they concern. The oldest is first in every list.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::replace::{insert, take_out};
-use weft_policy::{Document, HttpRoute, Object, ObjectRef, fqdn};
+use super::{GATEWAY, gateway_host};
+use weft_policy::{CONTROLLER, Document, GatewayClass, HttpRoute, Object, ObjectRef, fqdn};
+
+/// The class of Gateways that is served without any GatewayClass.
+const DEFAULT_CLASS: &str = "weft";
 
 /// The indexes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct GatewayApi {
     /// Routes by the host of a parent Service.
     of_services: BTreeMap<String, Vec<Arc<Document>>>,
+    /// Routes by namespace and name of a parent Gateway.
+    of_gateways: BTreeMap<(String, String), Vec<Arc<Document>>>,
+    gateways: BTreeMap<(String, String), Arc<Document>>,
+    classes: BTreeMap<String, Arc<Document>>,
     /// By namespace.
     grants: BTreeMap<String, Vec<Arc<Document>>>,
+    /// Labels of namespaces.
+    namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    /// The hosts of listeners, see [`listener_host`]; more than those that routes are attached with.
+    hosts: BTreeSet<String>,
 }
 
 impl GatewayApi {
     pub(super) fn add(&mut self, document: &Arc<Document>) {
+        let key = (document.namespace.clone(), document.name.clone());
         match &document.object {
             Object::HTTPRoute(route) | Object::GRPCRoute(route) => {
                 for host in parent_hosts(route) {
                     insert_once(self.of_services.entry(host).or_default(), document);
                 }
+                for key in parent_gateways(route) {
+                    insert_once(self.of_gateways.entry(key).or_default(), document);
+                }
+            }
+            Object::KubernetesGateway(_) => drop(self.gateways.insert(key, document.clone())),
+            Object::GatewayClass(_) => drop(self.classes.insert(document.name.clone(), document.clone())),
+            Object::Namespace(namespace) => {
+                self.namespaces.insert(document.name.clone(), namespace.labels.clone());
             }
             Object::ReferenceGrant(_) => {
                 self.grants.entry(document.namespace.clone()).or_default().push(document.clone());
@@ -36,11 +57,67 @@ impl GatewayApi {
         for host in parent_hosts(route) {
             take_out(&mut self.of_services, &host, document);
         }
+        for key in parent_gateways(route) {
+            take_out(&mut self.of_gateways, &key, document);
+        }
+    }
+
+    /// Finds the hosts of all listeners, once all documents are added.
+    pub(super) fn find_hosts(&mut self) {
+        let mut hosts = BTreeSet::new();
+        for ((namespace, name), document) in &self.gateways {
+            let Object::KubernetesGateway(gateway) = &document.object else { continue };
+            for listener in &gateway.listeners {
+                let own = if listener.hostname.is_empty() { "*" } else { &listener.hostname };
+                let routes = self.of_gateway(namespace, name).iter().filter_map(|document| match &document.object {
+                    Object::HTTPRoute(route) | Object::GRPCRoute(route) => Some(listener.hostnames(route)),
+                    _ => None,
+                });
+                let all = routes.flatten().chain([own.to_owned()]);
+                hosts.extend(all.map(|host| listener_host(namespace, name, &listener.name, &host)));
+            }
+        }
+        self.hosts = hosts;
+    }
+
+    /// The hosts of listeners.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = &String> {
+        self.hosts.iter()
+    }
+
+    /// The namespace of a listener's host.
+    pub(super) fn namespace_of_host(&self, host: &str) -> Option<&str> {
+        let (host, _) = self.hosts.get(host)?.strip_prefix(GATEWAY)?.split_once(':')?;
+        Some(host)
+    }
+
+    /// The labels of a namespace.
+    pub(crate) fn labels(&self, namespace: &str) -> Option<&BTreeMap<String, String>> {
+        self.namespaces.get(namespace)
     }
 
     /// Routes with the Service of `host` as a parent.
     pub(crate) fn of_service(&self, host: &str) -> &[Arc<Document>] {
         self.of_services.get(host).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Routes with this Gateway as a parent.
+    pub(crate) fn of_gateway(&self, namespace: &str, name: &str) -> &[Arc<Document>] {
+        let key = (namespace.to_owned(), name.to_owned());
+        self.of_gateways.get(&key).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// One Gateway.
+    pub(crate) fn gateway(&self, namespace: &str, name: &str) -> Option<&Arc<Document>> {
+        self.gateways.get(&(namespace.to_owned(), name.to_owned()))
+    }
+
+    /// Whether Gateways of a class are served here: by its GatewayClass, or by its name if there is no GatewayClass.
+    pub(crate) fn serves(&self, class: &str) -> bool {
+        match self.classes.get(class).map(|document| &document.object) {
+            Some(Object::GatewayClass(GatewayClass { controller })) => controller == CONTROLLER,
+            _ => self.classes.is_empty() && class == DEFAULT_CLASS,
+        }
     }
 
     /// Whether an object of `group`, `kind` and `namespace` may refer to `target`.
@@ -64,4 +141,20 @@ fn insert_once(list: &mut Vec<Arc<Document>>, document: &Arc<Document>) {
 pub(in crate::world) fn parent_hosts(route: &HttpRoute) -> impl Iterator<Item = String> {
     let services = route.parents.iter().filter(|parent| parent.object.is_service());
     services.map(|parent| fqdn(&parent.object.name, &parent.object.namespace))
+}
+
+/// The key of a listener's routes for one hostname, `*` for any.
+pub(crate) fn listener_host(namespace: &str, name: &str, listener: &str, hostname: &str) -> String {
+    gateway_host(namespace, name, &format!("listener.{listener}"), hostname)
+}
+
+/// The beginning of the hosts of the Gateways that are a route's parents.
+pub(super) fn gateway_prefixes(route: &HttpRoute) -> impl Iterator<Item = String> {
+    parent_gateways(route).map(|(namespace, name)| format!("{GATEWAY}{namespace}:{name}:"))
+}
+
+/// Namespace and name of the Gateways that are a route's parents.
+fn parent_gateways(route: &HttpRoute) -> impl Iterator<Item = (String, String)> {
+    let gateways = route.parents.iter().filter(|parent| parent.object.is_gateway());
+    gateways.map(|parent| (parent.object.namespace.clone(), parent.object.name.clone()))
 }

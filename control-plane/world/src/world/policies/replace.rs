@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use weft_core::names;
 
-use super::gateway_api::parent_hosts;
+use super::gateway_api::{gateway_prefixes, parent_hosts};
 use super::{Policies, fqdn, gateway_hosts};
 use weft_policy::{Document, Object, VirtualService, canonical};
 
@@ -61,7 +61,7 @@ impl Policies {
                 self.count_dependents(&hosts, destinations, comes);
             }
             Object::HTTPRoute(route) | Object::GRPCRoute(route) => {
-                let hosts: Vec<String> = parent_hosts(route).collect();
+                let hosts: Vec<String> = parent_hosts(route).chain(gateway_prefixes(route)).collect();
                 let services = route.backends().filter(|(_, backend)| backend.object.is_service());
                 let destinations = services.map(|(_, backend)| fqdn(&backend.object.name, &backend.object.namespace));
                 self.count_dependents(&hosts, destinations, comes);

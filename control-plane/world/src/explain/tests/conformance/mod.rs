@@ -1,8 +1,8 @@
 //! Tests of the Gateway API's conformance suite, replayed without a cluster: documents, requests and the expected answers
 //! of each test, in tables that `run` reads.
 //!
-//! A test begins with `# Name`. A line `Kind name namespace {spec}` is a document, and indented lines continue it. A line
-//! `? Kind namespace/name [parent] conditions` lists conditions of a status, `Type` or `Type=Reason` if it is not true. A
+//! A test begins with `# Name`. A line `Kind name namespace {spec}` is a document, and indented lines continue it; the namespace `-` is none. A line
+//! `? Kind namespace/name [parent] conditions` lists conditions of a status, `Type` or `Type=Reason` if it reports a mistake. A
 //! line `GET URL name=value => result` is a request with headers, where `from=` is the namespace of a client with a sidecar
 //! and `via=` a Gateway. The result is the backend, or several with their shares, or a status, and then properties that
 //! the explanation must have, or with a `!` must not have.
@@ -13,12 +13,12 @@ use super::*;
 use crate::conditions::{self, Condition};
 use weft_policy::{Document, GATEWAY_API, Kind, Object};
 
-/// The tests of a table. `base` are the documents that all of them have.
-fn run(base: &str, table: &str) {
+/// The tests of a table. `base` are the documents that all of them have; `via` is the Gateway of requests that name none.
+fn run(base: &str, via: Option<&str>, table: &str) {
     let mut failures = Vec::new();
     for test in table.split("\n# ").skip(1) {
         let (name, lines) = test.split_once('\n').unwrap();
-        let mesh = Mesh::of(&[base, lines].concat());
+        let mesh = Mesh::of(&[base, lines].concat(), via);
         let checks: Vec<&str> = lines.lines().filter(|line| is_check(line)).collect();
         assert!(!checks.is_empty(), "{name} checks nothing");
         for check in checks {
@@ -39,11 +39,11 @@ fn is_check(line: &str) -> bool {
     line.starts_with('?') || line.contains(" => ")
 }
 
-struct Mesh(World);
+struct Mesh<'a>(World, Option<&'a str>);
 
-impl Mesh {
+impl<'a> Mesh<'a> {
     /// Of documents; each Service has one instance.
-    fn of(text: &str) -> Mesh {
+    fn of(text: &str, via: Option<&'a str>) -> Mesh<'a> {
         let mut documents: Vec<String> = Vec::new();
         for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with("# ") && !is_check(line)) {
             match documents.last_mut().filter(|_| line.starts_with(' ')) {
@@ -62,7 +62,7 @@ impl Mesh {
             instance.namespace.clone_from(&service.namespace);
             world.upsert(instance, 0);
         }
-        Mesh(world)
+        Mesh(world, via)
     }
 
     fn check(&self, line: &str) -> Result<(), String> {
@@ -74,7 +74,7 @@ impl Mesh {
 
     fn check_conditions(&self, line: &str) -> Result<(), String> {
         let mut words = line.split_whitespace();
-        let kind = Kind::ALL.iter().find(|kind| Some(kind.name()) == line.split_whitespace().next()).unwrap();
+        let kind = Kind::ALL.iter().rev().find(|kind| Some(kind.written()) == line.split_whitespace().next()).unwrap();
         let (namespace, name) = words.nth(1).and_then(|word| word.split_once('/')).unwrap();
         let document = self.0.document(*kind, namespace, name).ok_or("no such document")?;
         let (part, wanted): (Vec<&str>, Vec<&str>) = words.partition(|word| word.starts_with('['));
@@ -85,9 +85,9 @@ impl Mesh {
     }
 
     fn conditions(&self, document: &Document, part: Option<&str>) -> Result<Vec<String>, String> {
-        let text = |one: &Condition| match one.status {
-            true => one.kind.to_owned(),
-            false => format!("{}={}", one.kind, one.reason),
+        let text = |one: &Condition| match one.is_bad() {
+            false => one.kind.to_owned(),
+            true => format!("{}={}", one.kind, one.reason),
         };
         match &document.object {
             Object::HTTPRoute(_) | Object::GRPCRoute(_) => {
@@ -98,7 +98,15 @@ impl Mesh {
                 let status = all.iter().find(is_meant).ok_or("no such parent")?;
                 Ok(status.conditions.iter().map(text).collect())
             }
-            _ => Err("it has no status".to_owned()),
+            Object::KubernetesGateway(_) => {
+                let status = conditions::of_gateway(&self.0, document).ok_or("it is not served")?;
+                let Some(part) = part else { return Ok(status.conditions.iter().map(text).collect()) };
+                let listener = status.listeners.iter().find(|one| one.name == part).ok_or("no such listener")?;
+                let count = format!("attached={}", listener.attached_routes);
+                let kinds = format!("kinds={}", listener.supported_kinds.join(","));
+                Ok(listener.conditions.iter().map(text).chain([count, kinds]).collect())
+            }
+            _ => Ok(conditions::of_class(document).iter().map(text).collect()),
         }
     }
 
@@ -107,11 +115,13 @@ impl Mesh {
         let mut words = request.split_whitespace();
         let (method, url) = (words.next().unwrap(), words.next().unwrap());
         let mut client = Client::of("mesh");
+        let gateway = |text: &str| text.split_once('/').map(|(ns, name)| (ns.to_owned(), name.to_owned()));
+        client.gateway = self.1.and_then(gateway);
         let mut headers = Vec::new();
         for (name, value) in words.map(|word| word.split_once('=').unwrap()) {
             match name {
-                "from" => client.namespace = value.to_owned(),
-                "via" => client.gateway = value.split_once('/').map(|(ns, name)| (ns.to_owned(), name.to_owned())),
+                "from" => (client.namespace, client.gateway) = (value.to_owned(), None),
+                "via" => client.gateway = gateway(value),
                 _ => headers.push((name.to_owned(), value.to_owned())),
             }
         }
@@ -169,7 +179,9 @@ fn properties(explanation: &Explanation) -> Vec<String> {
             },
         }
     };
-    settings.map(one).collect()
+    let cors = explanation.notes.iter().filter(|note| note.starts_with("corsPolicy"));
+    let cors = cors.map(|note| if note.contains("not allowed") { "note=refused" } else { "note=allowed" }.to_owned());
+    settings.map(one).chain(cors).collect()
 }
 
 /// `Kind name namespace {spec}` as YAML.
@@ -177,11 +189,17 @@ fn document(line: &str) -> String {
     let words: Vec<&str> = line.splitn(4, ' ').collect();
     let [kind, name, namespace, spec] = words[..] else { panic!("not a document: {line}") };
     let (group, version) = match kind {
-        "Service" => ("", "v1"),
+        "Service" | "Namespace" => ("", "v1"),
         "VirtualService" | "DestinationRule" => ("networking.istio.io/", "v1"),
         _ => (GATEWAY_API, "/v1"),
     };
-    let namespace = if namespace == "-" { String::new() } else { format!(", namespace: {namespace}") };
+    let namespace = if let Some(labels) = namespace.strip_prefix("labels=") {
+        format!(", labels: {}", labels.replace(':', ": "))
+    } else if namespace == "-" {
+        String::new()
+    } else {
+        format!(", namespace: {namespace}")
+    };
     format!("apiVersion: {group}{version}\nkind: {kind}\nmetadata: {{name: {name}{namespace}}}\nspec: {spec}\n")
 }
 
@@ -195,19 +213,47 @@ Service echo-v2 mesh {clusterIP: 10.96.0.3, ports: [{name: http, port: 80, targe
   {name: http-alt, port: 8080}, {name: grpc, port: 7070}]}
 ";
 
+/// The suite's Services and Gateways in its namespaces for gateways.
+const INFRA: &str = "
+GatewayClass weft - {controllerName: weft.dev/gateway-controller}
+Namespace infra labels={gateway-conformance:infra} {}
+Namespace app labels={gateway-conformance:backend} {}
+Namespace web labels={gateway-conformance:backend} {}
+Service infra-backend-v1 infra {ports: [{name: http, port: 8080, targetPort: 3000}, {name: second, port: 8081}]}
+Service infra-backend-v2 infra {ports: [{name: http, port: 8080, targetPort: 3000}]}
+Service infra-backend-v3 infra {ports: [{name: http, port: 8080, targetPort: 3000}]}
+Service app-backend-v1 app {ports: [{name: http, port: 8080, targetPort: 3000}]}
+Service app-backend-v2 app {ports: [{name: http, port: 8080, targetPort: 3000}]}
+Service web-backend web {ports: [{name: http, port: 8080, targetPort: 3000}]}
+Gateway same-namespace infra {gatewayClassName: weft, listeners: [{name: http, port: 80, protocol: HTTP,
+  allowedRoutes: {namespaces: {from: Same}}}]}
+Gateway all-namespaces infra {gatewayClassName: weft, listeners: [{name: http, port: 80, protocol: HTTP,
+  allowedRoutes: {namespaces: {from: All}}}]}
+Gateway backend-namespaces infra {gatewayClassName: weft, listeners: [{name: http, port: 80, protocol: HTTP,
+  allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {gateway-conformance: backend}}}}}]}
+Gateway https infra {gatewayClassName: weft, listeners: [{name: https, port: 443, protocol: HTTPS, tls: {certificateRefs: [
+  {group: '', kind: Secret, name: tls-validity-checks-certificate}]}, allowedRoutes: {namespaces: {from: Same}}}]}
+";
+
+#[test]
+fn gateway_routes() {
+    run(INFRA, Some("infra/same-namespace"), include_str!("http.txt"));
+    run(INFRA, Some("infra/same-namespace"), include_str!("gateway.txt"));
+}
+
 #[test]
 fn mesh_routes() {
-    run(MESH, include_str!("mesh.txt"));
+    run(MESH, None, include_str!("mesh.txt"));
 }
 
 #[test]
 fn own_rules() {
-    run(MESH, include_str!("own.txt"));
+    run(MESH, None, include_str!("own.txt"));
 }
 
 /// The documentation names the number of replayed tests.
 #[test]
 fn the_number_of_tests() {
-    let tables = [include_str!("mesh.txt")];
-    assert_eq!(tables.map(count).iter().sum::<usize>(), 23);
+    let tables = [include_str!("mesh.txt"), include_str!("http.txt"), include_str!("gateway.txt")];
+    assert_eq!(tables.map(count).iter().sum::<usize>(), 87);
 }
