@@ -79,6 +79,9 @@ impl Scope {
             // The Gateway API reports conflicts as conditions, not as errors of documents.
             Object::HTTPRoute(_)
             | Object::GRPCRoute(_)
+            | Object::TLSRoute(_)
+            | Object::TCPRoute(_)
+            | Object::BackendTLSPolicy(_)
             | Object::KubernetesGateway(_)
             | Object::GatewayClass(_)
             | Object::Namespace(_)

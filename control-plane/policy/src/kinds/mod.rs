@@ -19,9 +19,10 @@ use self::{
     destination_rule::DestinationRule,
     gateway::Gateway,
     gateway_api::{
-        gateway as kube_gateway, gateway::KubernetesGateway, gateway_class, gateway_class::GatewayClass, grpc_route,
-        http_route, http_route::HttpRoute, namespace, namespace::Namespace, reference_grant,
-        reference_grant::ReferenceGrant,
+        backend_tls_policy, backend_tls_policy::BackendTlsPolicy, gateway as kube_gateway, gateway::KubernetesGateway,
+        gateway_class, gateway_class::GatewayClass, grpc_route, http_route, http_route::HttpRoute, namespace,
+        namespace::Namespace, reference_grant, reference_grant::ReferenceGrant, tcp_route, tcp_route::StreamRoute,
+        tls_route,
     },
     kube_service::KubeService,
     mesh_config::MeshConfig,
@@ -120,6 +121,12 @@ kinds! {
     HTTPRoute(Box<HttpRoute>) in http_route,
     /// Routes of gRPC calls.
     GRPCRoute(Box<HttpRoute>) in grpc_route,
+    /// Connections with TLS of their own, by server name.
+    TLSRoute(Box<StreamRoute>) in tls_route,
+    /// Connections.
+    TCPRoute(Box<StreamRoute>) in tcp_route,
+    /// TLS of the connections to a Service.
+    BackendTLSPolicy(Box<BackendTlsPolicy>) in backend_tls_policy,
     /// The Gateway API's Gateway: listeners for callers outside the mesh.
     KubernetesGateway(Box<KubernetesGateway>) in kube_gateway,
     /// The controller of Gateways.

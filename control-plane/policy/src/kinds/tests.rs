@@ -14,6 +14,10 @@ fn minimal_spec(kind: Kind) -> &'static str {
         Kind::WorkloadGroup => "{template: {}}",
         Kind::Service => "{ports: [{port: 80}]}",
         Kind::HTTPRoute | Kind::GRPCRoute => "{parentRefs: [{group: '', kind: Service, name: a}]}",
+        Kind::TLSRoute | Kind::TCPRoute => "{parentRefs: [{name: a}], rules: [{backendRefs: [{name: a, port: 80}]}]}",
+        Kind::BackendTLSPolicy => {
+            "{targetRefs: [{name: a}], validation: {wellKnownCACertificates: System, hostname: a.b}}"
+        }
         Kind::KubernetesGateway => "{gatewayClassName: weft, listeners: [{name: http, port: 80, protocol: HTTP}]}",
         Kind::GatewayClass => "{controllerName: weft.dev/gateway-controller}",
         Kind::ReferenceGrant => {
@@ -55,7 +59,8 @@ fn a_word_on_a_command_line_means_one_kind() {
         let name = kind.name().to_ascii_lowercase();
         let written = kind.written().to_ascii_lowercase();
         assert!(
-            plural.starts_with(written.trim_end_matches('y')) && *plural == plural.to_ascii_lowercase(),
+            plural.starts_with(written.trim_end_matches('y').trim_end_matches("sx"))
+                && *plural == plural.to_ascii_lowercase(),
             "{plural}"
         );
         // Of two kinds with one written name, the API group tells which is meant.

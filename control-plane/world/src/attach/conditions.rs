@@ -1,7 +1,7 @@
 //! Conditions of the status of the Gateway API's objects, from the decisions of the attachment.
 
 use super::listeners::{self, ListenerState};
-use super::{Rejection, backend, route, services};
+use super::{Rejection, backend, backend_tls, services};
 use crate::world::World;
 use weft_policy::{CONTROLLER, Document, Kind, Object, ParentRef};
 
@@ -80,7 +80,7 @@ pub struct ListenerStatus {
 
 /// The status of a route at those of its parents that are this mesh's.
 pub fn of_route<'a>(world: &World, document: &'a Document) -> Vec<ParentStatus<'a>> {
-    let parents = route(document).map(|route| &route.parents[..]).unwrap_or_default();
+    let parents = document.object.parents();
     let one = |(at, parent): (usize, &'a ParentRef)| {
         let (controller, attached) = if parent.object.is_service() {
             (MESH_CONTROLLER, services::attach(world, document, parent))
@@ -101,8 +101,7 @@ pub fn of_route<'a>(world: &World, document: &'a Document) -> Vec<ParentStatus<'
 
 /// Whether all backends of a route can be used.
 fn resolved(world: &World, document: &Document, granted: bool) -> Result<(), Rejection> {
-    let Some(route) = route(document) else { return Ok(()) };
-    for (path, of) in route.backends() {
+    for (path, of) in document.object.backends() {
         backend(world, document, of, granted)
             .map_err(|rejection| Rejection { message: format!("{path}: {}", rejection.message), ..rejection })?;
     }
@@ -153,6 +152,12 @@ fn of_listener(world: &World, gateway: &Document, state: &ListenerState<'_>) -> 
     }
 }
 
+/// The conditions of a BackendTLSPolicy, the same at all of its ancestors.
+pub fn of_backend_tls(world: &World, document: &Document) -> Vec<Condition> {
+    let (accepted, references) = backend_tls::conditions(world, document);
+    vec![Condition::of("Accepted", accepted), Condition::of("ResolvedRefs", references)]
+}
+
 /// The conditions of a GatewayClass; none: another controller's.
 pub fn of_class(document: &Document) -> Vec<Condition> {
     match &document.object {
@@ -163,5 +168,6 @@ pub fn of_class(document: &Document) -> Vec<Condition> {
 
 /// Whether objects of a kind have a status here.
 pub fn have(kind: Kind) -> bool {
-    matches!(kind, Kind::HTTPRoute | Kind::GRPCRoute | Kind::KubernetesGateway | Kind::GatewayClass)
+    let routes = matches!(kind, Kind::HTTPRoute | Kind::GRPCRoute | Kind::TLSRoute | Kind::TCPRoute);
+    routes || matches!(kind, Kind::KubernetesGateway | Kind::GatewayClass)
 }

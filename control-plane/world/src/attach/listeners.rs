@@ -4,13 +4,14 @@
 //! Listeners of one port are isolated: a request belongs to the one with the most specific hostname, and only routes that are
 //! attached to it apply.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use weft_core::names::is_within;
 use weft_proto::v1;
 
-use super::{Attached, Rejection, order, route};
+use super::{Attached, Rejection, order};
 use crate::world::World;
 use weft_policy::{
     AllowedNamespaces, Document, GATEWAY_API, Kind, KubernetesGateway, Listener, Object, ParentRef, protocol_of,
@@ -61,34 +62,60 @@ pub(crate) fn listeners<'a>(world: &World, document: &'a Document) -> Vec<Listen
     let all = gateway(world, document).map(|gateway| &gateway.listeners[..]).unwrap_or_default();
     let state = |listener: &'a Listener| {
         let protocol = protocol_of(listener);
-        let supported: &[Kind] = if protocol.is_some() { &[Kind::HTTPRoute, Kind::GRPCRoute] } else { &[] };
+        let supported = supported_kinds(protocol);
         let named =
             |kind: &Kind| listener.kinds.iter().any(|(group, name)| group == GATEWAY_API && name == kind.written());
         let kinds: Vec<Kind> =
             supported.iter().copied().filter(|kind| listener.kinds.is_empty() || named(kind)).collect();
-        let accepted = match protocol {
-            Some(_) => Ok(()),
-            None => {
-                let text = format!("protocol `{}` is not supported: HTTP and HTTPS are", listener.protocol);
-                Err(Rejection::new("UnsupportedProtocol", text))
-            }
-        };
+        let accepted = accepted(listener, protocol);
         let references = certificates(world, document, listener).and_then(|()| known_kinds(listener, supported));
         ListenerState { listener, protocol, kinds, accepted, conflicted: conflict(all, listener), references }
     };
     all.iter().map(state).collect()
 }
 
-/// Listeners of one port have one protocol and different hostnames.
+/// The kinds of routes for a protocol.
+fn supported_kinds(protocol: Option<v1::GatewayProtocol>) -> &'static [Kind] {
+    match protocol {
+        Some(v1::GatewayProtocol::GatewayHttp | v1::GatewayProtocol::GatewayHttps) => {
+            &[Kind::HTTPRoute, Kind::GRPCRoute]
+        }
+        Some(v1::GatewayProtocol::GatewayTls) => &[Kind::TLSRoute],
+        Some(v1::GatewayProtocol::GatewayTcp) => &[Kind::TCPRoute],
+        None => &[],
+    }
+}
+
+fn accepted(listener: &Listener, protocol: Option<v1::GatewayProtocol>) -> Result<(), Rejection> {
+    match protocol {
+        None => {
+            let text = format!("protocol `{}` is not supported: HTTP, HTTPS, TLS and TCP are", listener.protocol);
+            Err(Rejection::new("UnsupportedProtocol", text))
+        }
+        Some(v1::GatewayProtocol::GatewayTls) if !listener.passthrough => {
+            let text =
+                "TLS that ends at the gateway has HTTP inside, with protocol HTTPS: otherwise write mode Passthrough";
+            Err(Rejection::new("UnsupportedValue", text))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// Listeners of one port have one protocol, or TLS with and without its end at the gateway, and different hostnames.
 fn conflict(all: &[Listener], listener: &Listener) -> Option<Rejection> {
     let of_port = || all.iter().filter(|other| other.port == listener.port && other.name != listener.name);
-    if let Some(other) = of_port().find(|other| other.protocol != listener.protocol) {
+    if let Some(other) = of_port().find(|other| layer(other) != layer(listener)) {
         let text = format!("listener `{}` has another protocol at port {}", other.name, other.port);
         return Some(Rejection::new("ProtocolConflict", text));
     }
     let other = of_port().find(|other| other.hostname == listener.hostname)?;
     let text = format!("listener `{}` has the same hostname at port {}", other.name, other.port);
     Some(Rejection::new("HostnameConflict", text))
+}
+
+/// The protocol by which the connections of a port begin.
+fn layer(listener: &Listener) -> &str {
+    if listener.protocol == "HTTPS" { "TLS" } else { &listener.protocol }
 }
 
 fn certificates(world: &World, document: &Document, listener: &Listener) -> Result<(), Rejection> {
@@ -137,12 +164,11 @@ pub(crate) fn hostnames(
     state: &ListenerState<'_>,
     document: &Document,
 ) -> BTreeSet<String> {
-    let parents = route(document).map(|route| &route.parents[..]).unwrap_or_default();
     let of = |parent: &ParentRef| match is_of(parent, gateway) {
         true => attach_to(world, gateway, state, document, parent).unwrap_or_default(),
         false => Vec::new(),
     };
-    parents.iter().flat_map(of).collect()
+    document.object.parents().iter().flat_map(of).collect()
 }
 
 fn is_of(parent: &ParentRef, gateway: &Document) -> bool {
@@ -178,7 +204,7 @@ fn attach_to(
         let text = format!("listener `{}` does not allow routes of namespace {namespace}", listener.name);
         return Err(Rejection::new("NotAllowedByListeners", text));
     }
-    let hostnames = route(document).map(|route| listener.hostnames(route)).unwrap_or_default();
+    let hostnames = listener.hostnames(document.object.hosts());
     if hostnames.is_empty() {
         let text = format!("no hostname is one of listener `{}`, which has `{}`", listener.name, listener.hostname);
         return Err(Rejection::new("NoMatchingListenerHostname", text));
@@ -244,6 +270,30 @@ pub(crate) fn domains(
 
 /// The matches that apply to requests for a domain of a listener, in order: those of all routes whose hostnames cover it.
 pub(crate) fn of_listener<'a>(world: &'a World, gateway: &Document, listener: &str, domain: &str) -> Vec<Attached<'a>> {
+    order::ordered(covering(world, gateway, listener, domain).into_iter())
+}
+
+/// The TLSRoutes or TCPRoutes that apply to connections for a domain of a listener, the first one to each.
+pub(crate) fn streams_of_listener<'a>(
+    world: &'a World,
+    gateway: &Document,
+    listener: &str,
+    domain: &str,
+) -> Vec<&'a Arc<Document>> {
+    let mut all = covering(world, gateway, listener, domain);
+    // The sort is stable, and the oldest comes first.
+    all.sort_by_key(|(_, hostname)| Reverse(*hostname));
+    all.into_iter().map(|(document, _)| document).collect()
+}
+
+/// The attached routes whose hostnames cover a domain, with the most specific one of each: whether it is exact, and its
+/// characters.
+fn covering<'a>(
+    world: &'a World,
+    gateway: &Document,
+    listener: &str,
+    domain: &str,
+) -> Vec<(&'a Arc<Document>, (bool, usize))> {
     let states = listeners(world, gateway);
     let Some(state) = states.iter().find(|state| state.listener.name == listener && state.is_programmed()) else {
         return Vec::new();
@@ -254,5 +304,5 @@ pub(crate) fn of_listener<'a>(world: &'a World, gateway: &Document, listener: &s
         let best = covers.map(|own| (!own.starts_with('*'), own.len())).max()?;
         Some((document, best))
     };
-    order::ordered(attached(world, gateway, state).into_iter().filter_map(covering))
+    attached(world, gateway, state).into_iter().filter_map(covering).collect()
 }

@@ -3,6 +3,7 @@
 //!
 //! The translation is made of these decisions, and `conditions` reports them to the authors: nothing is decided twice.
 
+mod backend_tls;
 mod backends;
 pub mod conditions;
 pub(crate) mod listeners;
@@ -11,10 +12,11 @@ mod services;
 
 use std::sync::Arc;
 
-use weft_policy::{Document, HttpRoute, HttpRule, Object, RankedMatch};
+use weft_policy::{Document, HttpRoute, HttpRule, Object, RankedMatch, StreamRoute};
 
+pub(crate) use backend_tls::of_port as backend_tls;
 pub(crate) use backends::backend;
-pub(crate) use services::{named_ports, of_service};
+pub(crate) use services::{named_ports, of_service, streams_of_service};
 
 /// One match of a rule that applies to a parent.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +42,14 @@ pub(crate) struct Rejection {
     pub(crate) message: String,
 }
 
+/// The content of a TLSRoute or a TCPRoute.
+pub(crate) fn stream(document: &Document) -> Option<&StreamRoute> {
+    match &document.object {
+        Object::TLSRoute(route) | Object::TCPRoute(route) => Some(route),
+        _ => None,
+    }
+}
+
 impl Rejection {
     fn new(reason: &'static str, message: impl Into<String>) -> Rejection {
         Rejection { reason, message: message.into() }
@@ -47,7 +57,7 @@ impl Rejection {
 }
 
 /// The content of an HTTPRoute or a GRPCRoute.
-pub(crate) fn route(document: &Document) -> Option<&HttpRoute> {
+fn route(document: &Document) -> Option<&HttpRoute> {
     match &document.object {
         Object::HTTPRoute(route) | Object::GRPCRoute(route) => Some(route),
         _ => None,

@@ -2,11 +2,11 @@
 //!
 //! A route in the Service's namespace is a producer's, for all callers. One in another namespace is a consumer's: it replaces
 //! the producers' for the callers of its own namespace. A VirtualService of the host takes precedence over all of them, and
-//! a GRPCRoute over HTTPRoutes of the same port.
+//! of several kinds of routes of a port the first of [`PRECEDENCE`] over the others.
 
 use std::sync::Arc;
 
-use super::{Attached, Rejection, order, route};
+use super::{Attached, Rejection, order};
 use crate::world::ports::{self, PortView};
 use crate::world::{Host, Scope, World};
 use weft_policy::{Document, Kind, ParentRef, fqdn};
@@ -23,6 +23,22 @@ pub(crate) fn of_service<'a>(
     order::ordered(attached.into_iter().map(|document| (document, (false, 0))))
 }
 
+/// The TLSRoutes or TCPRoutes that apply to a client's connections to a port of `host`, the oldest first.
+pub(crate) fn streams_of_service<'a>(
+    world: &'a World,
+    client: &Scope,
+    host: &Host,
+    number: u32,
+    name: &str,
+) -> Vec<&'a Arc<Document>> {
+    let mut attached = applied(world, &client.namespace, host, number, name);
+    attached.retain(|document| matches!(document.kind(), Kind::TLSRoute | Kind::TCPRoute));
+    attached
+}
+
+/// The kinds of routes, of which a port has one.
+const PRECEDENCE: [Kind; 4] = [Kind::GRPCRoute, Kind::HTTPRoute, Kind::TLSRoute, Kind::TCPRoute];
+
 /// The routes that apply to a port for the callers of a namespace.
 fn applied<'a>(world: &'a World, client_ns: &str, host: &Host, number: u32, name: &str) -> Vec<&'a Arc<Document>> {
     let all = world.policies().gateway_api().of_service(&host.name).iter();
@@ -33,16 +49,14 @@ fn applied<'a>(world: &'a World, client_ns: &str, host: &Host, number: u32, name
     };
     let own = of(client_ns);
     let mut applied = if own.is_empty() { of(&host.namespace) } else { own };
-    if applied.iter().any(|document| document.kind() == Kind::GRPCRoute) {
-        applied.retain(|document| document.kind() == Kind::GRPCRoute);
-    }
+    let kind = PRECEDENCE.into_iter().find(|kind| applied.iter().any(|document| document.kind() == *kind));
+    applied.retain(|document| Some(document.kind()) == kind);
     applied
 }
 
 /// The entries of a route's `parentRefs` that name the Service of `host`.
 fn parents<'d>(document: &'d Document, host: &'d Host) -> impl Iterator<Item = &'d ParentRef> {
-    let parents = route(document).map(|route| &route.parents[..]).unwrap_or_default().iter();
-    parents.filter(|parent| parent.object.is_service() && host_of(parent) == host.name)
+    document.object.parents().iter().filter(|parent| parent.object.is_service() && host_of(parent) == host.name)
 }
 
 fn host_of(parent: &ParentRef) -> String {
@@ -92,7 +106,7 @@ pub(super) fn attach(world: &World, document: &Document, parent: &ParentRef) -> 
             .any(|other| other.is_same_object(document))
     };
     if !ports.iter().any(applies) {
-        let text = "a GRPCRoute has these ports: it takes precedence over HTTPRoutes".to_owned();
+        let text = "a route of a kind that takes precedence has these ports: GRPCRoute, HTTPRoute, TLSRoute, TCPRoute";
         return Err(Rejection::new("Conflicted", text));
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! Rules of the Gateway API's routes as routes of a `Service`.
 
+use std::sync::Arc;
+
 use weft_proto::v1::{self, http_route};
 
 use super::service::{Clusters, undefined};
@@ -38,17 +40,7 @@ impl Clusters<'_> {
     }
 
     fn forward_of(&mut self, document: &Document, rule: &HttpRule, port: u32) -> v1::Forward {
-        let used = rule.backends.iter().filter(|backend| backend.weight > 0);
-        let weighted = used.map(|backend| v1::WeightedCluster {
-            cluster: self.backend(document, backend, port),
-            weight: backend.weight,
-            headers: backend.headers.clone(),
-        });
-        let mut destinations: Vec<v1::WeightedCluster> = weighted.collect();
-        if destinations.is_empty() {
-            let cluster = self.add(undefined("no-backend.invalid", port, ""));
-            destinations.push(v1::WeightedCluster { cluster, weight: 1, headers: None });
-        }
+        let destinations = self.shares(document, &rule.backends, port);
         let mirrors = rule.mirrors.iter().filter(|mirror| mirror.percent > 0.0);
         let mirrors = mirrors.map(|mirror| v1::Mirror {
             cluster: self.backend(document, &mirror.backend, port),
@@ -67,6 +59,42 @@ impl Clusters<'_> {
             // gRPC's UNAVAILABLE is the 503 of HTTP.
             cluster_not_found_response_code: if document.kind() == Kind::GRPCRoute { 0 } else { NO_BACKEND },
         }
+    }
+
+    /// The shares of backends. Without any, all requests or connections fail.
+    pub(super) fn shares(
+        &mut self,
+        document: &Document,
+        backends: &[BackendRef],
+        port: u32,
+    ) -> Vec<v1::WeightedCluster> {
+        let used = backends.iter().filter(|backend| backend.weight > 0);
+        let weighted = used.map(|backend| v1::WeightedCluster {
+            cluster: self.backend(document, backend, port),
+            weight: backend.weight,
+            headers: backend.headers.clone(),
+        });
+        let mut destinations: Vec<v1::WeightedCluster> = weighted.collect();
+        if destinations.is_empty() {
+            let cluster = self.add(undefined("no-backend.invalid", port, ""));
+            destinations.push(v1::WeightedCluster { cluster, weight: 1, headers: None });
+        }
+        destinations
+    }
+
+    /// The routes of the connections to a port: TLSRoutes by server name, or TCPRoutes.
+    pub(super) fn attached_streams(&mut self, documents: &[&Arc<Document>], port: u32) -> Vec<v1::ConnectionRoute> {
+        let one = |document: &&Arc<Document>| {
+            let route = attach::stream(document)?;
+            let server_names = route.hostnames.clone();
+            let by_name = v1::ConnectionMatch { server_names, ..v1::ConnectionMatch::default() };
+            Some(v1::ConnectionRoute {
+                name: document.reference(),
+                matches: if route.hostnames.is_empty() { Vec::new() } else { vec![by_name] },
+                destinations: self.shares(document, &route.backends, port),
+            })
+        };
+        documents.iter().filter_map(one).collect()
     }
 
     /// The cluster of a backend; one that cannot be used is undefined.

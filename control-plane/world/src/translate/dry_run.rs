@@ -113,9 +113,13 @@ fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)> {
         // An endpoint of any ServiceEntry that selects it; the decoder has checked all of its fields.
         Object::WorkloadEntry(_) | Object::WorkloadGroup(_) | Object::ServiceExport(_) => Vec::new(),
         // Nothing of them is compiled alone.
-        Object::KubernetesGateway(_) | Object::GatewayClass(_) | Object::Namespace(_) | Object::ReferenceGrant(_) => {
-            Vec::new()
-        }
+        Object::TLSRoute(_)
+        | Object::TCPRoute(_)
+        | Object::BackendTLSPolicy(_)
+        | Object::KubernetesGateway(_)
+        | Object::GatewayClass(_)
+        | Object::Namespace(_)
+        | Object::ReferenceGrant(_) => Vec::new(),
     };
     // Only the part of the path that the author knows: the messages around it are internal.
     let problem = |error: CompileError| {

@@ -64,8 +64,17 @@ fn of_listener(
     domain: &str,
 ) -> v1::Service {
     let document = world.policies().gateway_api().gateway(gateway.0, gateway.1);
-    let matches = document.map(|document| attach::listeners::of_listener(world, document, listener, domain));
     let mut clusters = Clusters::new(world, client, Some(gateway));
+    let streams = document.map(|document| attach::listeners::streams_of_listener(world, document, listener, domain));
+    let stream = streams.iter().flatten().find_map(|document| Some((document, attach::stream(document)?)));
+    if let Some((document, route)) = stream {
+        let destinations = clusters.shares(document, &route.backends, 443);
+        let forward = v1::Forward { destinations, ..v1::Forward::default() };
+        let action = Some(http_route::Action::Forward(forward));
+        let route = v1::HttpRoute { name: document.reference(), action, ..v1::HttpRoute::default() };
+        return behind(host, clusters, vec![route], v1::Protocol::Tcp);
+    }
+    let matches = document.map(|document| attach::listeners::of_listener(world, document, listener, domain));
     let mut routes = clusters.attached(&matches.unwrap_or_default(), 80);
     if routes.is_empty() {
         let none = v1::DirectResponse { status: 404, body: Vec::new() };

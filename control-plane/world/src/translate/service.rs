@@ -39,10 +39,14 @@ pub fn service(world: &World, client: &Scope, host: &str) -> Option<v1::Service>
         let cluster = clusters.of(host, &port, "");
         let http = !matches!(port.protocol, v1::Protocol::Tcp | v1::Protocol::Tls);
         let declared_http = http && port.protocol != v1::Protocol::Unknown;
-        let connection_routes = routes
-            .filter(|_| !declared_http)
-            .map(|document| clusters.connection_routes(document, &port))
-            .unwrap_or_default();
+        let connection_routes = match routes {
+            _ if declared_http => Vec::new(),
+            Some(document) => clusters.connection_routes(document, &port),
+            None => {
+                let documents = attach::streams_of_service(world, client, host, port.number, &port.name);
+                clusters.attached_streams(&documents, port.number)
+            }
+        };
         let routes = match routes {
             _ if !http => Vec::new(),
             Some(document) => clusters.routes(document, port.number),
@@ -278,7 +282,13 @@ impl<'a> Clusters<'a> {
             || resolution == Some(Resolution::None)
             || unknown && !host.name.ends_with(MESH_SUFFIX);
         let mut settings = decided.settings;
+        // A DestinationRule's `tls` takes precedence.
+        let backend_tls = attach::backend_tls(self.world, host, &port.name).filter(|_| settings.tls.is_none());
         let mut tls = settings.tls.unwrap_or_default();
+        let refused = matches!(backend_tls, Some((_, Err(_))));
+        if let Some((_, Ok(origination))) = backend_tls {
+            (tls.mode, tls.origination) = (v1::Tls::Originate, Some(origination));
+        }
         if let (Some(origination), Some(entry)) = (&mut tls.origination, ports::entry(host))
             && origination.subject_alt_names.is_empty()
         {
@@ -304,7 +314,7 @@ impl<'a> Clusters<'a> {
             tunnel: settings.tunnel,
             proxy_protocol: settings.proxy_protocol.unwrap_or_default().into(),
             policy: decided.policy,
-            undefined: unknown && !original_destination,
+            undefined: unknown && !original_destination || refused,
             original_destination,
             dynamic_dns: resolution == Some(Resolution::DynamicDns) && !original_destination,
             // Callers of a gateway dial no endpoint directly.

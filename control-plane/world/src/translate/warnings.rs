@@ -45,9 +45,10 @@ fn of_documents(world: &World, complete: bool, picked: &dyn Fn(&Document) -> boo
                 view.of_routes(document, service, &mut findings);
                 reachability::of_routes(world, document, service, &mut findings);
             }
-            Object::HTTPRoute(_) | Object::GRPCRoute(_) => {
+            Object::HTTPRoute(_) | Object::GRPCRoute(_) | Object::TLSRoute(_) | Object::TCPRoute(_) => {
                 gateway_api::of_route(world, complete, document, &mut findings)
             }
+            Object::BackendTLSPolicy(_) => gateway_api::of_backend_tls(world, complete, document, &mut findings),
             Object::KubernetesGateway(_) => gateway_api::of_gateway(world, document, &mut findings),
             Object::ServiceExport(_) if complete => view.of_export(document, &mut findings),
             _ => {}

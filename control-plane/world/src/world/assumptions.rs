@@ -17,9 +17,9 @@ impl World {
                     let destinations = service.destinations().map(|destination| &destination.host);
                     names.chain(destinations).map(|host| canonical(host, &document.namespace)).collect()
                 }
-                Object::HTTPRoute(route) | Object::GRPCRoute(route) => {
-                    let backends = route.backends().map(|(_, backend)| &backend.object);
-                    let objects = route.parents.iter().map(|parent| &parent.object).chain(backends);
+                route @ (Object::HTTPRoute(_) | Object::GRPCRoute(_) | Object::TLSRoute(_) | Object::TCPRoute(_)) => {
+                    let backends = route.backends().into_iter().map(|(_, backend)| &backend.object);
+                    let objects = route.parents().iter().map(|parent| &parent.object).chain(backends);
                     objects.filter(|it| it.is_service()).map(|it| fqdn(&it.name, &it.namespace)).collect()
                 }
                 _ => Vec::new(),

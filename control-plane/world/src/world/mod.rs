@@ -350,12 +350,13 @@ impl World {
                 // Gateways receive the list of hosts.
                 changed.all |= service.of_gateways(&document.namespace).next().is_some();
             }
-            Object::HTTPRoute(route) | Object::GRPCRoute(route) => {
+            route @ (Object::HTTPRoute(_) | Object::GRPCRoute(_) | Object::TLSRoute(_) | Object::TCPRoute(_)) => {
                 changed.hosts.extend(policies::parent_hosts(route));
                 // Gateways receive the list of hosts.
-                changed.all |= route.parents.iter().any(|parent| parent.object.is_gateway());
+                changed.all |= route.parents().iter().any(|parent| parent.object.is_gateway());
             }
             Object::Gateway(_) => changed.all = true,
+            Object::BackendTLSPolicy(policy) => changed.hosts.extend(policies::targets(policy)),
             // They decide which routes have which hosts at gateways.
             Object::KubernetesGateway(_)
             | Object::GatewayClass(_)

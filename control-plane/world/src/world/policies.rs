@@ -15,8 +15,8 @@ mod replace;
 pub(super) use replace::is_replaceable;
 use replace::{age, insert, mesh_hosts};
 
-pub(super) use gateway_api::parent_hosts;
 pub(crate) use gateway_api::{GatewayApi, listener_host};
+pub(super) use gateway_api::{parent_hosts, targets};
 
 use super::{MESH_SUFFIX, Scope, fqdn};
 use weft_policy::{
@@ -105,6 +105,9 @@ impl Policies {
             Object::Gateway(_) => self.gateways.push(document.clone()),
             Object::HTTPRoute(_)
             | Object::GRPCRoute(_)
+            | Object::TLSRoute(_)
+            | Object::TCPRoute(_)
+            | Object::BackendTLSPolicy(_)
             | Object::KubernetesGateway(_)
             | Object::GatewayClass(_)
             | Object::Namespace(_)

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashSet};
 use weft_core::names::is_within;
 use weft_proto::v1;
 
-use super::http_route::HttpRoute;
 use super::{GROUP, ObjectRef, check_hostname, object_ref};
 use crate::decode::fields::{Fields, Shape, explicit, not_yet, object, read};
 use crate::kinds::{Content, Descriptor, Manifest, Object};
@@ -59,7 +58,7 @@ pub struct Listener {
 impl Listener {
     /// The hostnames of a route here: of each of its own and the listener's the more specific one; `*`: any. None: they have
     /// none in common.
-    pub fn hostnames(&self, route: &HttpRoute) -> Vec<String> {
+    pub fn hostnames(&self, of_route: &[String]) -> Vec<String> {
         let own = if self.hostname.is_empty() { "*" } else { &self.hostname };
         let common = |host: &String| {
             if own == "*" || is_within(host, own) {
@@ -68,9 +67,9 @@ impl Listener {
                 is_within(own, host).then(|| own.to_owned())
             }
         };
-        match route.hostnames.is_empty() {
+        match of_route.is_empty() {
             true => vec![own.to_owned()],
-            false => route.hostnames.iter().filter_map(common).collect(),
+            false => of_route.iter().filter_map(common).collect(),
         }
     }
 }
@@ -237,6 +236,8 @@ pub fn protocol_of(listener: &Listener) -> Option<v1::GatewayProtocol> {
     match listener.protocol.as_str() {
         "HTTP" => Some(v1::GatewayProtocol::GatewayHttp),
         "HTTPS" => Some(v1::GatewayProtocol::GatewayHttps),
+        "TLS" => Some(v1::GatewayProtocol::GatewayTls),
+        "TCP" => Some(v1::GatewayProtocol::GatewayTcp),
         _ => None,
     }
 }

@@ -1,9 +1,9 @@
 //! GRPCRoute: routes of the gRPC calls to Services and to the listeners of Gateways. A call is a request whose path is
 //! `/service/method`, so its content is an HTTPRoute's.
 
-use super::http_route::{BACKEND, HttpRoute, HttpRule, backends, with_filters};
-use super::matching::{self, RankedMatch};
-use super::{GROUP, PARENT, filters, hostnames, parents};
+use super::http_route::matching::{self, RankedMatch};
+use super::http_route::{BACKEND, HttpRoute, HttpRule, backends, filters, with_filters};
+use super::{GROUP, PARENT, hostnames, parents};
 use crate::decode::fields::{Fields, Shape, not_yet, object, read};
 use crate::kinds::{Descriptor, Manifest, Object};
 

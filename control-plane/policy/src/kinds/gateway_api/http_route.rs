@@ -1,9 +1,12 @@
 //! HTTPRoute: routes of the requests to Services and to the listeners of Gateways.
 
+pub(super) mod filters;
+pub(crate) mod matching;
+
 use weft_proto::v1;
 
-use super::filters::{self, Filters};
-use super::matching::{self, RankedMatch};
+use self::filters::Filters;
+use self::matching::RankedMatch;
 use super::{BackendRef, GROUP, PARENT, ParentRef, duration, hostnames, parents};
 use crate::decode::fields::{Fields, Shape, explicit, not_yet, object, read};
 use crate::kinds::{Content, Descriptor, Manifest, Object};
@@ -34,7 +37,7 @@ pub struct HttpRoute {
 
 impl HttpRoute {
     /// Backends of requests and mirrors, with the place of each in `spec`.
-    pub fn backends(&self) -> impl Iterator<Item = (String, &BackendRef)> {
+    pub(crate) fn backends(&self) -> impl Iterator<Item = (String, &BackendRef)> {
         self.rules.iter().enumerate().flat_map(|(n, rule)| {
             let own = rule.backends.iter().enumerate();
             let own = own.map(move |(at, backend)| (format!("rules[{n}].backendRefs[{at}]"), backend));
@@ -169,7 +172,8 @@ pub(super) fn with_filters(found: Filters, rule: HttpRule) -> HttpRule {
 pub(super) fn backends(fields: &Fields<'_>, namespace: &str) -> Vec<BackendRef> {
     let one = |fields: &Fields<'_>| {
         let weight = fields.number("weight", 0..=1_000_000).unwrap_or(1);
-        let headers = filters::of_backend(fields);
+        // Backends of connections have no filters.
+        let headers = if fields.knows("filters") { filters::of_backend(fields) } else { None };
         let weight = u32::try_from(weight).unwrap_or(1);
         BackendRef { weight, headers, ..super::backend(fields, namespace) }
     };

@@ -1,19 +1,20 @@
 //! Kinds of Kubernetes' Gateway API, and the references that they have in common.
 
-pub(crate) mod filters;
+pub(crate) mod backend_tls_policy;
 pub(crate) mod gateway;
 pub(crate) mod gateway_class;
 pub(crate) mod grpc_route;
 pub(crate) mod http_route;
-pub(crate) mod matching;
 pub(crate) mod namespace;
 pub(crate) mod reference_grant;
+pub(crate) mod tcp_route;
+pub(crate) mod tls_route;
 
 use weft_proto::v1;
 
 use crate::decode::fields::{Fields, Shape, explicit, read};
 use crate::yaml::Place;
-use crate::{Code, Severity, names};
+use crate::{Code, Object, Severity, names};
 
 /// Its API group.
 pub const GROUP: &str = "gateway.networking.k8s.io";
@@ -71,6 +72,29 @@ pub struct BackendRef {
     pub place: Place,
 }
 
+impl Object {
+    /// The parents of a route of the Gateway API; other objects have none.
+    pub fn parents(&self) -> &[ParentRef] {
+        match self {
+            Object::HTTPRoute(route) | Object::GRPCRoute(route) => &route.parents,
+            Object::TLSRoute(route) | Object::TCPRoute(route) => &route.parents,
+            _ => &[],
+        }
+    }
+
+    /// The backends of a route of the Gateway API, with the place of each in `spec`.
+    pub fn backends(&self) -> Vec<(String, &BackendRef)> {
+        match self {
+            Object::HTTPRoute(route) | Object::GRPCRoute(route) => route.backends().collect(),
+            Object::TLSRoute(route) | Object::TCPRoute(route) => {
+                let backends = route.backends.iter().enumerate();
+                backends.map(|(at, backend)| (format!("rules[0].backendRefs[{at}]"), backend)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// Fields of a `parentRefs`.
 const PARENT: Shape =
     &[explicit("group"), read("kind"), read("namespace"), read("name"), read("sectionName"), read("port")];
@@ -93,7 +117,8 @@ fn parents(spec: &Fields<'_>, namespace: &str) -> Vec<ParentRef> {
 
 /// Reads the fields `group`, `kind`, `namespace` and `name`.
 fn object_ref(fields: &Fields<'_>, namespace: &str, group: &str, kind: &str) -> ObjectRef {
-    let written = fields.string("namespace");
+    // Some references are to objects of the own namespace only.
+    let written = if fields.knows("namespace") { fields.string("namespace") } else { None };
     if let Some(written) = written.as_deref().filter(|written| !names::is_label(written)) {
         fields.error("namespace", format!("`{written}` is not a namespace: lower-case letters, digits and hyphens"));
     }

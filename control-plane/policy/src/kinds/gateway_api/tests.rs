@@ -90,6 +90,22 @@ fn mistakes_are_reported() {
                 .to_owned(),
             "`addresses` is not supported yet",
         ),
+        ("TCPRoute", "{parentRefs: [{name: a}]}".to_owned(), "`rules` is required"),
+        (
+            "TLSRoute",
+            "{rules: [{backendRefs: [{name: a, port: 1}]}, {backendRefs: [{name: b, port: 1}]}]}".to_owned(),
+            "`rules` has one rule",
+        ),
+        (
+            "TLSRoute",
+            "{rules: [{backendRefs: [{name: a, port: 1, filters: []}]}]}".to_owned(),
+            "unknown field `filters`",
+        ),
+        (
+            "BackendTLSPolicy",
+            "{targetRefs: [{name: a}], validation: {hostname: a.b}}".to_owned(),
+            "one of `caCertificateRefs` and `wellKnownCACertificates: System` is required",
+        ),
         ("ReferenceGrant", "{from: [{group: '', kind: Service}], to: [{kind: Service}]}".to_owned(), "namespace` is required"),
         ("GatewayClass", "{controllerName: a/b, parametersRef: {}}".to_owned(), "`parametersRef` is not supported yet"),
     ] {

@@ -16,6 +16,19 @@ pub(super) fn of_route<'a>(world: &World, complete: bool, document: &'a Document
     }
 }
 
+/// The conditions of a BackendTLSPolicy.
+pub(super) fn of_backend_tls<'a>(
+    world: &World,
+    complete: bool,
+    document: &'a Document,
+    findings: &mut Vec<Finding<'a>>,
+) {
+    for condition in conditions::of_backend_tls(world, document).iter().filter(|condition| condition.is_bad()) {
+        let path = if condition.kind == "ResolvedRefs" { "validation" } else { "targetRefs" };
+        findings.push(finding(document, complete, path.to_owned(), condition));
+    }
+}
+
 /// The conditions of a Gateway and its listeners.
 pub(super) fn of_gateway<'a>(world: &World, document: &'a Document, findings: &mut Vec<Finding<'a>>) {
     let Some(status) = conditions::of_gateway(world, document) else {
@@ -32,7 +45,7 @@ pub(super) fn of_gateway<'a>(world: &World, document: &'a Document, findings: &m
 
 fn finding<'a>(document: &'a Document, complete: bool, path: String, condition: &Condition) -> Finding<'a> {
     let code = match condition.reason {
-        "BackendNotFound" | "NoMatchingParent" => Code::UnknownHost,
+        "BackendNotFound" | "NoMatchingParent" | "TargetNotFound" => Code::UnknownHost,
         "NoMatchingListenerHostname" => Code::HostNotInGateway,
         "Conflicted" => Code::Overruled,
         "ProtocolConflict" | "HostnameConflict" => Code::ConflictingGateways,

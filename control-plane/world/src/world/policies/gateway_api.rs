@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::replace::{insert, take_out};
 use super::{GATEWAY, gateway_host};
-use weft_policy::{CONTROLLER, Document, GatewayClass, HttpRoute, Object, ObjectRef, fqdn};
+use weft_policy::{BackendTlsPolicy, CONTROLLER, Document, GatewayClass, Object, ObjectRef, fqdn};
 
 /// The class of Gateways that is served without any GatewayClass.
 const DEFAULT_CLASS: &str = "weft";
@@ -21,6 +21,8 @@ pub(crate) struct GatewayApi {
     classes: BTreeMap<String, Arc<Document>>,
     /// By namespace.
     grants: BTreeMap<String, Vec<Arc<Document>>>,
+    /// BackendTLSPolicies by the host of a target.
+    backend_tls: BTreeMap<String, Vec<Arc<Document>>>,
     /// Labels of namespaces.
     namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// The hosts of listeners, see [`listener_host`]; more than those that routes are attached with.
@@ -31,33 +33,36 @@ impl GatewayApi {
     pub(super) fn add(&mut self, document: &Arc<Document>) {
         let key = (document.namespace.clone(), document.name.clone());
         match &document.object {
-            Object::HTTPRoute(route) | Object::GRPCRoute(route) => {
-                for host in parent_hosts(route) {
-                    insert_once(self.of_services.entry(host).or_default(), document);
-                }
-                for key in parent_gateways(route) {
-                    insert_once(self.of_gateways.entry(key).or_default(), document);
-                }
-            }
             Object::KubernetesGateway(_) => drop(self.gateways.insert(key, document.clone())),
             Object::GatewayClass(_) => drop(self.classes.insert(document.name.clone(), document.clone())),
+            Object::BackendTLSPolicy(policy) => {
+                for host in targets(policy) {
+                    insert_once(self.backend_tls.entry(host).or_default(), document);
+                }
+            }
             Object::Namespace(namespace) => {
                 self.namespaces.insert(document.name.clone(), namespace.labels.clone());
             }
             Object::ReferenceGrant(_) => {
                 self.grants.entry(document.namespace.clone()).or_default().push(document.clone());
             }
-            _ => {}
+            object => {
+                for host in parent_hosts(object) {
+                    insert_once(self.of_services.entry(host).or_default(), document);
+                }
+                for key in parent_gateways(object) {
+                    insert_once(self.of_gateways.entry(key).or_default(), document);
+                }
+            }
         }
     }
 
     /// Removes a route.
     pub(super) fn remove(&mut self, document: &Arc<Document>) {
-        let (Object::HTTPRoute(route) | Object::GRPCRoute(route)) = &document.object else { return };
-        for host in parent_hosts(route) {
+        for host in parent_hosts(&document.object) {
             take_out(&mut self.of_services, &host, document);
         }
-        for key in parent_gateways(route) {
+        for key in parent_gateways(&document.object) {
             take_out(&mut self.of_gateways, &key, document);
         }
     }
@@ -69,11 +74,9 @@ impl GatewayApi {
             let Object::KubernetesGateway(gateway) = &document.object else { continue };
             for listener in &gateway.listeners {
                 let own = if listener.hostname.is_empty() { "*" } else { &listener.hostname };
-                let routes = self.of_gateway(namespace, name).iter().filter_map(|document| match &document.object {
-                    Object::HTTPRoute(route) | Object::GRPCRoute(route) => Some(listener.hostnames(route)),
-                    _ => None,
-                });
-                let all = routes.flatten().chain([own.to_owned()]);
+                let routes = self.of_gateway(namespace, name).iter();
+                let routes = routes.flat_map(|document| listener.hostnames(document.object.hosts()));
+                let all = routes.chain([own.to_owned()]);
                 hosts.extend(all.map(|host| listener_host(namespace, name, &listener.name, &host)));
             }
         }
@@ -99,6 +102,11 @@ impl GatewayApi {
     /// Routes with the Service of `host` as a parent.
     pub(crate) fn of_service(&self, host: &str) -> &[Arc<Document>] {
         self.of_services.get(host).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// BackendTLSPolicies of the Service of `host`.
+    pub(crate) fn backend_tls(&self, host: &str) -> &[Arc<Document>] {
+        self.backend_tls.get(host).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Routes with this Gateway as a parent.
@@ -138,8 +146,8 @@ fn insert_once(list: &mut Vec<Arc<Document>>, document: &Arc<Document>) {
 }
 
 /// The hosts of the Services that are a route's parents.
-pub(in crate::world) fn parent_hosts(route: &HttpRoute) -> impl Iterator<Item = String> {
-    let services = route.parents.iter().filter(|parent| parent.object.is_service());
+pub(in crate::world) fn parent_hosts(route: &Object) -> impl Iterator<Item = String> {
+    let services = route.parents().iter().filter(|parent| parent.object.is_service());
     services.map(|parent| fqdn(&parent.object.name, &parent.object.namespace))
 }
 
@@ -148,13 +156,19 @@ pub(crate) fn listener_host(namespace: &str, name: &str, listener: &str, hostnam
     gateway_host(namespace, name, &format!("listener.{listener}"), hostname)
 }
 
+/// The hosts of the Services that a BackendTLSPolicy is for.
+pub(in crate::world) fn targets(policy: &BackendTlsPolicy) -> impl Iterator<Item = String> {
+    let services = policy.targets.iter().filter(|(target, _)| target.is_service());
+    services.map(|(target, _)| fqdn(&target.name, &target.namespace))
+}
+
 /// The beginning of the hosts of the Gateways that are a route's parents.
-pub(super) fn gateway_prefixes(route: &HttpRoute) -> impl Iterator<Item = String> {
+pub(super) fn gateway_prefixes(route: &Object) -> impl Iterator<Item = String> {
     parent_gateways(route).map(|(namespace, name)| format!("{GATEWAY}{namespace}:{name}:"))
 }
 
 /// Namespace and name of the Gateways that are a route's parents.
-fn parent_gateways(route: &HttpRoute) -> impl Iterator<Item = (String, String)> {
-    let gateways = route.parents.iter().filter(|parent| parent.object.is_gateway());
+fn parent_gateways(route: &Object) -> impl Iterator<Item = (String, String)> {
+    let gateways = route.parents().iter().filter(|parent| parent.object.is_gateway());
     gateways.map(|parent| (parent.object.namespace.clone(), parent.object.name.clone()))
 }

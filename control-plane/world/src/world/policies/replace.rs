@@ -26,7 +26,9 @@ impl Policies {
                     take_out(&mut self.gateway_routes, &host, document);
                 }
             }
-            Object::HTTPRoute(_) | Object::GRPCRoute(_) => self.gateway_api.remove(document),
+            Object::HTTPRoute(_) | Object::GRPCRoute(_) | Object::TLSRoute(_) | Object::TCPRoute(_) => {
+                self.gateway_api.remove(document);
+            }
             _ => {}
         }
     }
@@ -60,9 +62,9 @@ impl Policies {
                 let destinations = service.destinations().map(|to| canonical(&to.host, namespace));
                 self.count_dependents(&hosts, destinations, comes);
             }
-            Object::HTTPRoute(route) | Object::GRPCRoute(route) => {
+            route @ (Object::HTTPRoute(_) | Object::GRPCRoute(_) | Object::TLSRoute(_) | Object::TCPRoute(_)) => {
                 let hosts: Vec<String> = parent_hosts(route).chain(gateway_prefixes(route)).collect();
-                let services = route.backends().filter(|(_, backend)| backend.object.is_service());
+                let services = route.backends().into_iter().filter(|(_, backend)| backend.object.is_service());
                 let destinations = services.map(|(_, backend)| fqdn(&backend.object.name, &backend.object.namespace));
                 self.count_dependents(&hosts, destinations, comes);
             }
@@ -86,8 +88,8 @@ pub(in crate::world) fn is_replaceable(document: &Document) -> bool {
     match &document.object {
         Object::DestinationRule(_) | Object::VirtualService(_) => true,
         // The hosts of a gateway follow from all of its routes.
-        Object::HTTPRoute(route) | Object::GRPCRoute(route) => {
-            route.parents.iter().all(|parent| !parent.object.is_gateway())
+        route @ (Object::HTTPRoute(_) | Object::GRPCRoute(_) | Object::TLSRoute(_) | Object::TCPRoute(_)) => {
+            route.parents().iter().all(|parent| !parent.object.is_gateway())
         }
         _ => false,
     }

@@ -90,7 +90,7 @@ impl<'a> Mesh<'a> {
             true => format!("{}={}", one.kind, one.reason),
         };
         match &document.object {
-            Object::HTTPRoute(_) | Object::GRPCRoute(_) => {
+            Object::HTTPRoute(_) | Object::GRPCRoute(_) | Object::TLSRoute(_) | Object::TCPRoute(_) => {
                 let all = conditions::of_route(&self.0, document);
                 let is_meant = |status: &&conditions::ParentStatus<'_>| {
                     part.is_none_or(|part| part == status.parent.object.name || part == status.parent.section)
@@ -106,6 +106,7 @@ impl<'a> Mesh<'a> {
                 let kinds = format!("kinds={}", listener.supported_kinds.join(","));
                 Ok(listener.conditions.iter().map(text).chain([count, kinds]).collect())
             }
+            Object::BackendTLSPolicy(_) => Ok(conditions::of_backend_tls(&self.0, document).iter().map(text).collect()),
             _ => Ok(conditions::of_class(document).iter().map(text).collect()),
         }
     }
@@ -153,6 +154,7 @@ fn result(explanation: &Explanation) -> String {
     let used: Vec<&Destination> = explanation.destinations.iter().filter(|one| one.percent > 0.0).collect();
     match (&explanation.verdict, &used[..]) {
         (Verdict::Answered { status, .. }, _) => status.to_string(),
+        (Verdict::Refused { status: 0, .. }, []) => "closed".to_owned(),
         (Verdict::Refused { status, .. }, []) => status.to_string(),
         (_, [only]) => name(only),
         (_, all) => all.iter().map(|one| format!("{}:{}", name(one), one.percent)).collect::<Vec<_>>().join(","),
@@ -181,7 +183,8 @@ fn properties(explanation: &Explanation) -> Vec<String> {
     };
     let cors = explanation.notes.iter().filter(|note| note.starts_with("corsPolicy"));
     let cors = cors.map(|note| if note.contains("not allowed") { "note=refused" } else { "note=allowed" }.to_owned());
-    settings.map(one).chain(cors).collect()
+    let tls = explanation.destinations.iter().map(|one| format!("tls={}", one.tls.replace(' ', "")));
+    settings.map(one).chain(cors).chain(tls).collect()
 }
 
 /// `Kind name namespace {spec}` as YAML.
@@ -227,6 +230,13 @@ Service app-backend-v2 app {ports: [{name: http, port: 8080, targetPort: 3000}]}
 Service web-backend web {ports: [{name: http, port: 8080, targetPort: 3000}]}
 Gateway same-namespace infra {gatewayClassName: weft, listeners: [{name: http, port: 80, protocol: HTTP,
   allowedRoutes: {namespaces: {from: Same}}}]}
+Service tls-backend infra {ports: [{name: tls, port: 443, targetPort: 8443}]}
+Service tls-backend-2 infra {ports: [{name: tls, port: 443, targetPort: 8443}]}
+Service tcp-backend infra {ports: [{name: tcp, port: 3000}]}
+Service tcp-backend-2 infra {ports: [{name: tcp, port: 3000}]}
+Service tls-backend app {ports: [{name: tls, port: 443, targetPort: 8443}]}
+Service tcp-backend app {ports: [{name: tcp, port: 3000}]}
+Gateway tls infra {gatewayClassName: weft, listeners: [{name: tls, port: 443, protocol: TLS, tls: {mode: Passthrough}}]}
 Gateway all-namespaces infra {gatewayClassName: weft, listeners: [{name: http, port: 80, protocol: HTTP,
   allowedRoutes: {namespaces: {from: All}}}]}
 Gateway backend-namespaces infra {gatewayClassName: weft, listeners: [{name: http, port: 80, protocol: HTTP,
@@ -239,6 +249,8 @@ Gateway https infra {gatewayClassName: weft, listeners: [{name: https, port: 443
 fn gateway_routes() {
     run(INFRA, Some("infra/same-namespace"), include_str!("http.txt"));
     run(INFRA, Some("infra/same-namespace"), include_str!("gateway.txt"));
+    run(INFRA, Some("infra/same-namespace"), include_str!("grpc.txt"));
+    run(INFRA, Some("infra/tls"), include_str!("streams.txt"));
 }
 
 #[test]
@@ -254,6 +266,12 @@ fn own_rules() {
 /// The documentation names the number of replayed tests.
 #[test]
 fn the_number_of_tests() {
-    let tables = [include_str!("mesh.txt"), include_str!("http.txt"), include_str!("gateway.txt")];
-    assert_eq!(tables.map(count).iter().sum::<usize>(), 87);
+    let tables = [
+        include_str!("mesh.txt"),
+        include_str!("http.txt"),
+        include_str!("gateway.txt"),
+        include_str!("grpc.txt"),
+        include_str!("streams.txt"),
+    ];
+    assert_eq!(tables.map(count).iter().sum::<usize>(), 117);
 }

@@ -4,24 +4,24 @@ use std::collections::HashSet;
 
 use weft_proto::v1::{self, string_match::Kind};
 
-use super::http_route::BackendMirror;
+use super::BackendMirror;
 use super::matching::escaped;
 use crate::decode::fields::{Fields, Shape, explicit, not_yet, object, read};
 use crate::names;
 
 /// The filters of a rule.
 #[derive(Default)]
-pub(super) struct Filters {
-    pub(super) headers: Option<v1::HeaderOperations>,
-    pub(super) redirect: Option<v1::Redirect>,
-    pub(super) rewrite: Option<v1::Rewrite>,
-    pub(super) cors: Option<v1::Cors>,
-    pub(super) mirrors: Vec<BackendMirror>,
+pub(in crate::kinds::gateway_api) struct Filters {
+    pub(in crate::kinds::gateway_api) headers: Option<v1::HeaderOperations>,
+    pub(in crate::kinds::gateway_api) redirect: Option<v1::Redirect>,
+    pub(in crate::kinds::gateway_api) rewrite: Option<v1::Rewrite>,
+    pub(in crate::kinds::gateway_api) cors: Option<v1::Cors>,
+    pub(in crate::kinds::gateway_api) mirrors: Vec<BackendMirror>,
 }
 
 impl Filters {
     /// Whether one replaces the matched prefix of the path.
-    pub(super) fn replaces_prefix(&self) -> bool {
+    pub(in crate::kinds::gateway_api) fn replaces_prefix(&self) -> bool {
         self.rewrite.as_ref().is_some_and(|rewrite| rewrite.uri.is_some())
             || self.redirect.as_ref().is_some_and(|redirect| redirect.prefix_rewrite.is_some())
     }
@@ -36,7 +36,7 @@ const MIRROR: Shape = &[
     object("fraction", &[explicit("numerator"), read("denominator")]),
 ];
 /// Fields of a filter of an HTTPRoute.
-pub(super) const HTTP: Shape = &[
+pub(in crate::kinds::gateway_api) const HTTP: Shape = &[
     read("type"),
     object("requestHeaderModifier", HEADERS),
     object("responseHeaderModifier", HEADERS),
@@ -61,7 +61,7 @@ pub(super) const HTTP: Shape = &[
     not_yet("extensionRef"),
 ];
 /// Fields of a filter of a GRPCRoute.
-pub(super) const GRPC: Shape = &[
+pub(in crate::kinds::gateway_api) const GRPC: Shape = &[
     read("type"),
     object("requestHeaderModifier", HEADERS),
     object("responseHeaderModifier", HEADERS),
@@ -69,7 +69,7 @@ pub(super) const GRPC: Shape = &[
     not_yet("extensionRef"),
 ];
 /// Fields of a filter of a backend: others than changes of headers are refused.
-pub(super) const OF_BACKEND: Shape = &[
+pub(in crate::kinds::gateway_api) const OF_BACKEND: Shape = &[
     read("type"),
     object("requestHeaderModifier", HEADERS),
     object("responseHeaderModifier", HEADERS),
@@ -94,7 +94,7 @@ const TYPES: &[(&str, &str)] = &[
 ];
 
 /// Reads the `filters` of a rule.
-pub(super) fn decode(rule: &Fields<'_>, namespace: &str) -> Filters {
+pub(in crate::kinds::gateway_api) fn decode(rule: &Fields<'_>, namespace: &str) -> Filters {
     let mut found = Filters::default();
     let mut seen = HashSet::new();
     for fields in rule.objects("filters") {
@@ -123,7 +123,7 @@ pub(super) fn decode(rule: &Fields<'_>, namespace: &str) -> Filters {
 }
 
 /// The changes of headers in the `filters` of a backend.
-pub(super) fn of_backend(backend: &Fields<'_>) -> Option<v1::HeaderOperations> {
+pub(in crate::kinds::gateway_api) fn of_backend(backend: &Fields<'_>) -> Option<v1::HeaderOperations> {
     let mut headers = None;
     for fields in backend.objects("filters") {
         let Some(field) = of_type(&fields) else { continue };
@@ -183,8 +183,8 @@ fn change(fields: &Fields<'_>, field: &str, headers: &mut Option<v1::HeaderOpera
 fn mirror(fields: &Fields<'_>, namespace: &str) -> BackendMirror {
     fields.require("backendRef");
     let backend = match fields.object("backendRef") {
-        Some(backend) => super::backend(&backend, namespace),
-        None => super::backend(fields, namespace),
+        Some(backend) => super::super::backend(&backend, namespace),
+        None => super::super::backend(fields, namespace),
     };
     let percent = fields.number("percent", 0..=100);
     let fraction = fields.object("fraction").map(|fraction| {

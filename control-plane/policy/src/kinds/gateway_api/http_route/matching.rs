@@ -19,14 +19,14 @@ pub struct RankedMatch {
 
 const NAMED: Shape = &[read("type"), read("name"), read("value")];
 /// Fields of an entry of an HTTPRoute's `matches`.
-pub(super) const HTTP: Shape = &[
+pub(in crate::kinds::gateway_api) const HTTP: Shape = &[
     object("path", &[read("type"), read("value")]),
     object("headers", NAMED),
     object("queryParams", NAMED),
     read("method"),
 ];
 /// Fields of an entry of a GRPCRoute's `matches`.
-pub(super) const GRPC: Shape =
+pub(in crate::kinds::gateway_api) const GRPC: Shape =
     &[object("method", &[read("type"), read("service"), read("method")]), object("headers", NAMED)];
 
 const METHODS: &[(&str, &str)] = &[
@@ -42,12 +42,12 @@ const METHODS: &[(&str, &str)] = &[
 ];
 
 /// A match of every request.
-pub(super) fn any() -> RankedMatch {
+pub(in crate::kinds::gateway_api) fn any() -> RankedMatch {
     ranked(v1::HttpMatch { path_separated_prefix: "/".to_owned(), ..v1::HttpMatch::default() })
 }
 
 /// Reads an entry of an HTTPRoute's `matches`.
-pub(super) fn http(fields: &Fields<'_>) -> RankedMatch {
+pub(in crate::kinds::gateway_api) fn http(fields: &Fields<'_>) -> RankedMatch {
     let mut one = v1::HttpMatch { path_separated_prefix: "/".to_owned(), ..v1::HttpMatch::default() };
     if let Some(path) = fields.object("path") {
         let value = path.string("value").unwrap_or_else(|| "/".to_owned());
@@ -88,7 +88,7 @@ fn ranked(http: v1::HttpMatch) -> RankedMatch {
 }
 
 /// Reads an entry of a GRPCRoute's `matches`: a method of gRPC is the path `/service/method`.
-pub(super) fn grpc(fields: &Fields<'_>) -> RankedMatch {
+pub(in crate::kinds::gateway_api) fn grpc(fields: &Fields<'_>) -> RankedMatch {
     let (mut service, mut method) = (String::new(), String::new());
     let mut uri = None;
     if let Some(of) = fields.object("method") {
@@ -150,7 +150,7 @@ fn regex(fields: &Fields<'_>, name: &str, pattern: String) -> v1::StringMatch {
 }
 
 /// A text as a regular expression.
-pub(super) fn escaped(text: &str) -> String {
+pub(in crate::kinds::gateway_api) fn escaped(text: &str) -> String {
     let escape =
         |c: char| if c.is_ascii_alphanumeric() || "-_/: ".contains(c) { c.to_string() } else { format!("\\{c}") };
     text.chars().map(escape).collect()
