@@ -26,6 +26,7 @@ mod explained;
 mod external;
 mod fields;
 mod gateway;
+mod gateway_api;
 mod gateway_tls;
 mod groups;
 mod headless;
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
         costs::all(),
         fields::all(),
         gateway::all(),
+        gateway_api::all(),
         gateway_tls::all(),
         groups::all(),
         headless::all(),

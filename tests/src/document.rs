@@ -14,7 +14,7 @@ pub fn document(kind: Kind, name: &str, spec: Value) -> String {
         None => json!({"name": name}),
     };
     // JSON is YAML too.
-    let document = json!({"apiVersion": api, "kind": kind.name(), "metadata": metadata, "spec": spec});
+    let document = json!({"apiVersion": api, "kind": kind.written(), "metadata": metadata, "spec": spec});
     format!("---\n{document:#}\n")
 }
 

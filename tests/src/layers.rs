@@ -11,7 +11,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("sidecar/core/src", CORE),
     ("sidecar/src", SIDECAR),
     ("control-plane/src", CONTROL_PLANE),
-    ("control-plane/world/src", &["world", "translate", "explain"]),
+    ("control-plane/world/src", &["world", "attach", "translate", "explain"]),
 ];
 
 const CORE: &[&str] = &[

@@ -12,16 +12,18 @@ use weft_policy::{Kind, nearest_kind};
 /// # Errors
 /// If there is none; the error names the nearest kind, or all of them.
 pub(super) fn kind(word: &str) -> Result<Kind> {
-    let (bare, _) = word.split_once('.').unwrap_or((word, ""));
+    let (bare, group) = word.split_once('.').unwrap_or((word, ""));
     let lower = bare.to_ascii_lowercase();
-    let found = Kind::ALL.iter().find(|kind| is_named(**kind, &lower));
+    let named = || Kind::ALL.iter().filter(|kind| is_named(**kind, &lower));
+    let found = named().find(|kind| !group.is_empty() && kind.descriptor().group == group).or_else(|| named().next());
     found.copied().ok_or_else(|| anyhow!("there is no kind {word:?}{}", nearest_kind(bare)))
 }
 
 /// Whether a word in lower case is a name of a kind, its plural or an abbreviation.
 fn is_named(kind: Kind, word: &str) -> bool {
     let descriptor = kind.descriptor();
-    kind.name().eq_ignore_ascii_case(word) || descriptor.plural == word || descriptor.short_names.contains(&word)
+    let names = [kind.name(), kind.written(), descriptor.plural];
+    names.iter().any(|name| name.eq_ignore_ascii_case(word)) || descriptor.short_names.contains(&word)
 }
 
 /// One object, or all of some kinds.
@@ -100,6 +102,8 @@ mod tests {
             ("VS", Kind::VirtualService),
             ("gateways", Kind::Gateway),
             ("gateway.networking.istio.io", Kind::Gateway),
+            ("gateways.gateway.networking.k8s.io", Kind::KubernetesGateway),
+            ("gtw", Kind::KubernetesGateway),
             ("ServiceEntries", Kind::ServiceEntry),
             ("workloadentries.networking.istio.io", Kind::WorkloadEntry),
             ("svc", Kind::Service),

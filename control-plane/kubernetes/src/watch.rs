@@ -66,10 +66,9 @@ fn resources() -> Vec<Resource> {
     core.into_iter().chain(policies).collect()
 }
 
-/// Whether a kind of policy is a custom resource. A Service of Kubernetes is an object of its own, and mesh-wide settings are
-/// no object of a cluster.
+/// Whether a kind of policy is a custom resource that is followed.
 fn is_custom(kind: Kind) -> bool {
-    !matches!(kind, Kind::Service | Kind::IstioOperator)
+    weft_policy::crd::definition(kind).is_some()
 }
 
 /// Watches all kinds, and names them. Each begins with a [`Change::Reset`].

@@ -18,8 +18,9 @@ pub fn is_unconditional(one: &v1::HttpMatch) -> bool {
         Some(Kind::Regex(regex)) => regex == ".*",
         Some(Kind::Exact(_)) => false,
     };
-    let rest = v1::HttpMatch { uri: None, ignore_uri_case: false, ..one.clone() };
-    uri && rest == v1::HttpMatch::default()
+    let segments = one.path_separated_prefix.trim_end_matches('/').is_empty();
+    let rest = v1::HttpMatch { uri: None, ignore_uri_case: false, path_separated_prefix: String::new(), ..one.clone() };
+    uri && segments && rest == v1::HttpMatch::default()
 }
 
 /// Whether a route takes every request of every client.

@@ -241,6 +241,7 @@ fn within(around: &RouteMatch, own: &RouteMatch) -> Result<RouteMatch, &'static 
         without_headers: [&outer.without_headers[..], &inner.without_headers].concat(),
         query_params: texts("queryParams", &outer.query_params, &inner.query_params)?,
         port: if inner.port == 0 { outer.port } else { inner.port },
+        path_separated_prefix: String::new(),
     };
     let source_namespace = if own.source_namespace.is_empty() { around } else { own }.source_namespace.clone();
     let gateways = if own.gateways.is_empty() { around } else { own }.gateways.clone();

@@ -34,6 +34,16 @@ pub use document::{Document, Parsed};
 pub use export::Export;
 pub use kinds::destination_rule::{ClientTls, DestinationRule, Settings, Subset, TrafficPolicy};
 pub use kinds::gateway::{Gateway, Server};
+pub use kinds::gateway_api::{
+    BackendRef, GROUP as GATEWAY_API, ObjectRef, ParentRef,
+    backend_tls_policy::BackendTlsPolicy,
+    gateway::{AllowedNamespaces, KubernetesGateway, LabelSelector, Listener, protocol_of},
+    gateway_class::{CONTROLLER, GatewayClass},
+    http_route::{BackendMirror, HttpRoute, HttpRule, matching::RankedMatch},
+    namespace::Namespace,
+    reference_grant::ReferenceGrant,
+    tcp_route::StreamRoute,
+};
 pub use kinds::kube_service::{KubePort, KubeService, TargetPort};
 pub use kinds::mesh_config::{self, MeshConfig};
 pub use kinds::peer_authentication::PeerAuthentication;

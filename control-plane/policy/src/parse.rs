@@ -110,7 +110,9 @@ fn kind(decoder: &Decoder<'_>, place: Place, entries: &[(Key, Node)]) -> Option<
     let (version, kind) = (text("apiVersion"), text("kind"));
     let ((api, api_place), (name, kind_place)) = (version?, kind?);
     let (group, version) = api.split_once('/').unwrap_or(("", api));
-    if let Some(kind) = Kind::ALL.iter().copied().find(|kind| kind.name() == name && kind.descriptor().group == group) {
+    if let Some(kind) =
+        Kind::ALL.iter().copied().find(|kind| kind.written() == name && kind.descriptor().group == group)
+    {
         if kind.descriptor().versions.contains(&version) {
             return Some(kind);
         }
@@ -124,8 +126,8 @@ fn kind(decoder: &Decoder<'_>, place: Place, entries: &[(Key, Node)]) -> Option<
         decoder.report(Severity::Error, Code::NotSupported, kind_place, "kind", text);
     } else if GATEWAY_API.contains(&group) {
         let text = format!(
-            "kind {name} of Kubernetes' Gateway API ({group}) is not supported yet: write a Gateway and a VirtualService of \
-             networking.istio.io"
+            "kind {name} of Kubernetes' Gateway API ({group}) is not supported yet: write an HTTPRoute, or a Gateway and a \
+             VirtualService of networking.istio.io"
         );
         decoder.report(Severity::Error, Code::NotSupported, kind_place, "kind", text);
     } else if group == "multicluster.x-k8s.io" {
@@ -135,7 +137,7 @@ fn kind(decoder: &Decoder<'_>, place: Place, entries: &[(Key, Node)]) -> Option<
         let ours = Kind::ALL
             .iter()
             .filter(|kind| !kind.descriptor().group.is_empty())
-            .map(|kind| (kind.descriptor().group, kind.name()));
+            .map(|kind| (kind.descriptor().group, kind.written()));
         let all: Vec<(&str, &str)> = ours.chain(NOT_YET.iter().copied()).collect();
         let text = match all.iter().find(|(_, known)| *known == name) {
             Some((right, _)) => format!("unknown `apiVersion: {api}` of {name}: its group is {right}"),

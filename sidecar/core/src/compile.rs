@@ -89,6 +89,7 @@ pub fn service(message: &v1::Service) -> Result<Service> {
         clusters,
         external: message.external,
         exported: message.exported,
+        routed_by_address: message.routed_by_address,
         external_name: match message.external_name.as_str() {
             "" => None,
             name => Some(host_name(name).at("external_name")?),
@@ -308,9 +309,11 @@ fn cluster_index(index: u32, clusters: &[Arc<Cluster>]) -> std::result::Result<u
     position.ok_or_else(|| format!("refers to cluster {index} of {}", clusters.len()))
 }
 
+/// A host; at gateways also the key of one, which holds the names of the Gateway and a listener too.
 fn host_name(text: &str) -> std::result::Result<Arc<str>, String> {
+    let most = if text.starts_with("gateway:") { 1024 } else { 255 };
     let is_host_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'*' | b':');
-    if text.is_empty() || text.len() > 255 || !text.bytes().all(is_host_byte) {
+    if text.is_empty() || text.len() > most || !text.bytes().all(is_host_byte) {
         return Err(format!("{text:?} is not a host name"));
     }
     let lower = text.to_ascii_lowercase();

@@ -31,8 +31,8 @@ pub enum Reason {
     Overflow(Overflow),
     /// The service has routes, but none matches.
     NoRoute,
-    /// The route refers to an undefined host or subset.
-    ClusterUndefined,
+    /// The route refers to an undefined host or subset; with the status that the route has for it.
+    ClusterUndefined(StatusCode),
     /// The connection was refused, or TLS failed; `detail` is for operators, for example the system's error.
     ConnectFailure { detail: String },
     /// No connection within `connectTimeout`.
@@ -151,7 +151,7 @@ impl Reason {
             Reason::NoHealthyUpstream => ("no_healthy_upstream", 503, Flag::NoHealthyUpstream),
             Reason::Overflow(_) => ("overflow", 503, Flag::UpstreamOverflow),
             Reason::NoRoute => ("no_route", 404, Flag::NoRoute),
-            Reason::ClusterUndefined => ("cluster_undefined", 503, Flag::NoCluster),
+            Reason::ClusterUndefined(status) => ("cluster_undefined", status.as_u16(), Flag::NoCluster),
             Reason::ConnectFailure { .. } => ("connect_failure", 503, Flag::UpstreamConnectionFailure),
             Reason::ConnectTimeout => ("connect_timeout", 503, Flag::UpstreamConnectionFailure),
             Reason::PeerIdentityMismatch { .. } => ("peer_identity_mismatch", 503, Flag::UpstreamConnectionFailure),
@@ -193,7 +193,7 @@ impl Reason {
             Reason::NoHealthyUpstream => "no healthy upstream".into(),
             Reason::Overflow(_) => reset("overflow").into(),
             // Envoy sends no body here.
-            Reason::NoRoute | Reason::ClusterUndefined | Reason::UnknownHost => "".into(),
+            Reason::NoRoute | Reason::ClusterUndefined(_) | Reason::UnknownHost => "".into(),
             Reason::UpgradeRefused { .. } | Reason::ConnectRefused => "".into(),
             Reason::ConnectFailure { detail } | Reason::PeerIdentityMismatch { detail } if detail.is_empty() => {
                 reset("remote connection failure").into()

@@ -25,6 +25,8 @@ pub struct Service {
     pub external: bool,
     /// Whether other data centres may call it.
     pub exported: bool,
+    /// Its routes are for requests to its addresses, whatever host they name.
+    pub routed_by_address: bool,
     /// Set for an alias of a host outside the mesh (ExternalName): its only address is that host.
     pub external_name: Option<Arc<str>>,
 }

@@ -33,6 +33,21 @@ pub fn accepts(service: &Service, port: u16, original: Option<SocketAddr>) -> bo
     service.port(port).is_some() || (original.is_none() && service.external_name.is_none())
 }
 
+/// Whether the service that was dialed may receive a request instead of `named`, the one that its authority names: it was
+/// dialed to none of that service's addresses.
+pub fn is_dialed_elsewhere(named: &Service, original: SocketAddr) -> bool {
+    !named.addresses.is_empty() && !named.addresses.contains(&original.ip())
+}
+
+/// Whether the service that was dialed receives a request that names another one: routes of the Gateway API are for the
+/// address, not for the host (MeshClusterIPMatching), and those of either service would be passed by otherwise.
+pub fn prefers_dialed(named: &Service, dialed: &Service, original: SocketAddr) -> bool {
+    is_dialed_elsewhere(named, original)
+        && (named.routed_by_address || dialed.routed_by_address)
+        && dialed.addresses.contains(&original.ip())
+        && dialed.port(original.port()).is_some()
+}
+
 /// Role of an address in the service that it was looked up for.
 #[derive(Debug, Clone)]
 pub enum Address {

@@ -151,6 +151,12 @@ async fn place(down: &Downstream, parts: &Parts) -> Place {
         && let Lookup::Service(view) = directory.lookup(&host).await
         && target::accepts(&view.service, port, down.original)
     {
+        if let Some(original) = down.original.filter(|original| target::is_dialed_elsewhere(&view.service, *original))
+            && let Lookup::Service(dialed) = directory.lookup(&original.to_string()).await
+            && target::prefers_dialed(&view.service, &dialed.service, original)
+        {
+            return Place::Service(dialed, original.port(), false);
+        }
         return Place::Service(view, port, true);
     }
     let Some(original) = down.original.or_else(|| authority(parts).parse().ok()) else {

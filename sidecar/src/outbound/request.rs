@@ -257,7 +257,8 @@ fn admission<'a>(plan: &'a Plan, effect: Option<&mut Effect>) -> Result<Permit, 
     }
     let config = &plan.cluster.config;
     if config.undefined {
-        return Err((Reason::ClusterUndefined, &config.policy));
+        let status = plan.forward().map_or(StatusCode::SERVICE_UNAVAILABLE, |(forward, _)| forward.undefined_status);
+        return Err((Reason::ClusterUndefined(status), &config.policy));
     }
     let permit = plan.cluster.shared.limits.requests.try_acquire(config.pool.max_requests);
     permit.map_err(|overflow| (Reason::Overflow(overflow), &*config.policy))

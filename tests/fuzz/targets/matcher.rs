@@ -85,8 +85,11 @@ fn condition(bytes: &mut Unstructured<'_>) -> arbitrary::Result<v1::HttpMatch> {
         };
         (0..bytes.int_in_range(0..=1)?).map(|_| one(bytes)).collect::<Result<Vec<_>, _>>()
     };
+    let uri = optional(bytes, &PATHS)?;
+    let segments = if uri.is_none() { *bytes.choose(&["", "/", "/a", "/a/"])? } else { "" };
     Ok(v1::HttpMatch {
-        uri: optional(bytes, &PATHS)?,
+        path_separated_prefix: segments.to_owned(),
+        uri,
         ignore_uri_case: bytes.arbitrary()?,
         method: optional(bytes, &["GET", "POST"])?,
         authority: optional(bytes, &["a", "h"])?,
@@ -138,7 +141,9 @@ fn matches(one: &v1::HttpMatch, request: &RequestView<'_>) -> bool {
         let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         pairs.into_iter().find(|(key, _)| *key == name).map(|(_, value)| value)
     };
+    let segments = one.path_separated_prefix.trim_end_matches('/');
     is(&one.uri, path, one.ignore_uri_case)
+        && (segments.is_empty() || path == segments || path.starts_with(&format!("{segments}/")))
         && is(&one.method, request.method.as_str(), false)
         && is(&one.authority, request.authority, false)
         && is(&one.scheme, request.scheme, false)

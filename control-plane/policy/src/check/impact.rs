@@ -76,6 +76,16 @@ impl Scope {
     fn of(document: &Document) -> Scope {
         match &document.object {
             Object::DestinationRule(_) => Scope::Hosts,
+            // The Gateway API reports conflicts as conditions, not as errors of documents.
+            Object::HTTPRoute(_)
+            | Object::GRPCRoute(_)
+            | Object::TLSRoute(_)
+            | Object::TCPRoute(_)
+            | Object::BackendTLSPolicy(_)
+            | Object::KubernetesGateway(_)
+            | Object::GatewayClass(_)
+            | Object::Namespace(_)
+            | Object::ReferenceGrant(_) => Scope::Hosts,
             Object::VirtualService(service) if !service.hosts.is_empty() && !delegates(service) => Scope::Hosts,
             // A delegate is a part of other routes; the others apply to a namespace, or to the mesh.
             Object::VirtualService(_) | Object::PeerAuthentication(_) | Object::IstioOperator(_) => Scope::All,

@@ -192,6 +192,11 @@ impl<'a> Fields<'a> {
         self.node(name).is_some()
     }
 
+    /// Whether the shape has a field `name`.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.shape.iter().any(|field| field.name == name)
+    }
+
     /// The number of written fields.
     pub(crate) fn written(&self) -> usize {
         self.entries.len()

@@ -2,6 +2,7 @@
 
 pub(crate) mod destination_rule;
 pub(crate) mod gateway;
+pub(crate) mod gateway_api;
 pub(crate) mod kube_service;
 pub mod mesh_config;
 pub(crate) mod peer_authentication;
@@ -15,9 +16,23 @@ pub(crate) mod workload_group;
 use std::fmt;
 
 use self::{
-    destination_rule::DestinationRule, gateway::Gateway, kube_service::KubeService, mesh_config::MeshConfig,
-    peer_authentication::PeerAuthentication, service_entry::ServiceEntry, service_export::ServiceExport,
-    sidecar::Sidecar, virtual_service::VirtualService, workload_entry::WorkloadEntry, workload_group::WorkloadGroup,
+    destination_rule::DestinationRule,
+    gateway::Gateway,
+    gateway_api::{
+        backend_tls_policy, backend_tls_policy::BackendTlsPolicy, gateway as kube_gateway, gateway::KubernetesGateway,
+        gateway_class, gateway_class::GatewayClass, grpc_route, http_route, http_route::HttpRoute, namespace,
+        namespace::Namespace, reference_grant, reference_grant::ReferenceGrant, tcp_route, tcp_route::StreamRoute,
+        tls_route,
+    },
+    kube_service::KubeService,
+    mesh_config::MeshConfig,
+    peer_authentication::PeerAuthentication,
+    service_entry::ServiceEntry,
+    service_export::ServiceExport,
+    sidecar::Sidecar,
+    virtual_service::VirtualService,
+    workload_entry::WorkloadEntry,
+    workload_group::WorkloadGroup,
 };
 use crate::decode::fields::{Fields, Shape};
 use crate::{Export, nearest};
@@ -35,7 +50,7 @@ macro_rules! kinds {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$kind,)*];
 
-            /// As written in `kind:`.
+            /// Its name, which no other kind has.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$kind => stringify!($kind),)*
@@ -102,8 +117,33 @@ kinds! {
     ServiceExport(ServiceExport) in service_export,
     /// The hosts that a workload's proxy can reach, and its settings for inbound traffic.
     Sidecar(Box<Sidecar>) in sidecar,
+    /// Routes of the requests to Services, and to the listeners of Gateways.
+    HTTPRoute(Box<HttpRoute>) in http_route,
+    /// Routes of gRPC calls.
+    GRPCRoute(Box<HttpRoute>) in grpc_route,
+    /// Connections with TLS of their own, by server name.
+    TLSRoute(Box<StreamRoute>) in tls_route,
+    /// Connections.
+    TCPRoute(Box<StreamRoute>) in tcp_route,
+    /// TLS of the connections to a Service.
+    BackendTLSPolicy(Box<BackendTlsPolicy>) in backend_tls_policy,
+    /// The Gateway API's Gateway: listeners for callers outside the mesh.
+    KubernetesGateway(Box<KubernetesGateway>) in kube_gateway,
+    /// The controller of Gateways.
+    GatewayClass(GatewayClass) in gateway_class,
+    /// Kubernetes' Namespace: its labels.
+    Namespace(Namespace) in namespace,
+    /// Permits references between namespaces.
+    ReferenceGrant(ReferenceGrant) in reference_grant,
     /// Settings of the whole mesh; `None`: the document has none that concern traffic.
     IstioOperator(Option<Box<MeshConfig>>) in mesh_config,
+}
+
+impl Kind {
+    /// Its name in `kind:`: two kinds of different API groups have the same.
+    pub fn written(self) -> &'static str {
+        if self == Kind::KubernetesGateway { "Gateway" } else { self.name() }
+    }
 }
 
 /// Kinds of Istio that are known and not supported yet, by API group.

@@ -84,10 +84,10 @@ fn kinds_and_versions() {
         ("security.istio.io/v1", "DestinationRule", "its group is networking.istio.io"),
         (
             "gateway.networking.k8s.io/v1",
-            "HTTPRoute",
-            "2:7: error: kind HTTPRoute of Kubernetes' Gateway API (gateway.networking.k8s.io) is not supported yet",
+            "UDPRoute",
+            "2:7: error: kind UDPRoute of Kubernetes' Gateway API (gateway.networking.k8s.io) is not supported yet",
         ),
-        ("gateway.networking.k8s.io/v1", "Gateway", "2:7: error: kind Gateway of Kubernetes' Gateway API"),
+        ("gateway.networking.k8s.io/v3", "Gateway", "known are gateway.networking.k8s.io/v1, "),
         ("gateway.networking.x-k8s.io/v1alpha1", "XBackendTrafficPolicy", "2:7: error: kind XBackendTrafficPolicy"),
         ("multicluster.x-k8s.io/v1alpha1", "ServiceImport", "2:7: error: kind ServiceImport of multicluster.x-k8s.io"),
         ("apps/v1", "Deployment", "2:7: warning: kind Deployment of apps/v1 does not concern the mesh: skipped"),

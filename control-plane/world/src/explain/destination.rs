@@ -100,7 +100,7 @@ impl Sender<'_> {
     ) -> Verdict {
         let may_register = || !self.complete && endpoints.is_empty() && cluster.host.ends_with(MESH_SUFFIX);
         if cluster.undefined {
-            return refused(&Reason::ClusterUndefined, &cluster.policy);
+            return refused(&Reason::ClusterUndefined(http::StatusCode::SERVICE_UNAVAILABLE), &cluster.policy);
         }
         if cluster.original_destination {
             return Verdict::Served;

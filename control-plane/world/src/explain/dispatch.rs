@@ -106,7 +106,9 @@ impl<'a> Candidates<'a> {
         if let Some(candidate) = &self.by_authority
             && target::accepts(&candidate.service, query.port, Some(address))
         {
-            return Dispatch::Request(candidate);
+            let dialed = self.by_address.as_ref();
+            let preferred = dialed.filter(|it| target::prefers_dialed(&candidate.service, &it.service, address));
+            return Dispatch::Request(preferred.unwrap_or(candidate));
         }
         let Some(candidate) = &self.by_address else { return Dispatch::Passthrough };
         match candidate.address(address, false) {

@@ -9,8 +9,9 @@ use weft_core::names::normalise;
 use weft_proto::v1;
 
 use super::{Client, Query};
+use crate::attach::{self, Attached};
 use crate::translate::{self, Elsewhere, Meaning};
-use crate::world::{Host, Scope, World};
+use crate::world::{GATEWAY, Host, Scope, World};
 use weft_policy::{Action, Document, Kind, Object};
 
 /// The resources that a sidecar would receive for a request.
@@ -72,6 +73,19 @@ pub(super) struct HostFacts {
     pub(super) routes: Option<Arc<Document>>,
     /// Whether some of the routes are other documents'.
     pub(super) delegates: bool,
+    /// By port, the entries of the compiled table, if they are rules of the Gateway API.
+    pub(super) attached: BTreeMap<u32, Vec<AttachedRoute>>,
+}
+
+/// An entry of a compiled table that is a match of a rule of the Gateway API.
+#[derive(Debug)]
+pub(super) struct AttachedRoute {
+    /// `HTTPRoute/<namespace>/<name>`
+    pub(super) policy: String,
+    /// The places of rule and match.
+    pub(super) at: (usize, usize),
+    /// The rule's name; empty: none.
+    pub(super) name: String,
 }
 
 impl Facts {
@@ -124,11 +138,13 @@ impl GatewayFacts {
         lookup: &mut impl FnMut(&str) -> Option<Referent>,
     ) -> GatewayFacts {
         let document = world.document(Kind::Gateway, &key.0, &key.1);
-        let selector = match document.map(|document| &document.object) {
+        let listening = world.document(Kind::KubernetesGateway, &key.0, &key.1);
+        let labels = match document.map(|document| &document.object) {
             Some(Object::Gateway(gateway)) => gateway.selector.clone(),
-            _ => BTreeMap::new(),
+            _ => listening.map(|_| (translate::NAME_LABEL.to_owned(), key.1.clone())).into_iter().collect(),
         };
-        let servers = if document.is_some() { translate::servers(world, &selector) } else { Vec::new() };
+        let document = document.or(listening);
+        let servers = if document.is_some() { translate::servers(world, &key.0, &labels) } else { Vec::new() };
         let here = servers.iter().filter(|server| server.port == u32::from(query.port));
         let names: BTreeSet<&str> = here.flat_map(|server| &server.virtual_hosts).map(|one| &*one.service).collect();
         let behind = names.into_iter().filter_map(|name| Some((name.to_owned(), lookup(name)?))).collect();
@@ -169,8 +185,41 @@ impl HostFacts {
                 _ => false,
             })
         });
-        Some(HostFacts { sources: sources(world, host, complete), service, endpoints, accepts, routes, delegates })
+        let attached = match routes {
+            Some(_) => BTreeMap::new(),
+            None => attached(world, scope, host, &service),
+        };
+        let sources = sources(world, host, complete);
+        Some(HostFacts { sources, service, endpoints, accepts, routes, delegates, attached })
     }
+}
+
+/// The matches behind a domain of a listener, by the key of its host.
+fn of_listener<'a>(world: &'a World, key: &str) -> Vec<Attached<'a>> {
+    let parts: Vec<&str> = key.splitn(4, ':').collect();
+    let [namespace, name, kind, domain] = parts[..] else { return Vec::new() };
+    let document = world.policies().gateway_api().gateway(namespace, name);
+    match document.zip(kind.strip_prefix("listener.")) {
+        Some((document, listener)) => attach::listeners::of_listener(world, document, listener, domain),
+        None => Vec::new(),
+    }
+}
+
+/// The entries of the tables of a service's ports that are rules of the Gateway API.
+fn attached(world: &World, scope: &Scope, host: &Host, service: &v1::Service) -> BTreeMap<u32, Vec<AttachedRoute>> {
+    let of = |port: &v1::Port| {
+        let matches = match host.name.strip_prefix(GATEWAY) {
+            Some(key) => of_listener(world, key),
+            None => attach::of_service(world, scope, host, port.number, &port.name),
+        };
+        let entry = |one: Attached<'_>| AttachedRoute {
+            policy: one.document.reference(),
+            at: one.at,
+            name: one.rule.name.clone(),
+        };
+        (port.number, matches.into_iter().map(entry).collect::<Vec<_>>())
+    };
+    service.ports.iter().filter(|port| !port.routes.is_empty()).map(of).collect()
 }
 
 /// The address that a client dials for the URL's host: its own, or the one that the mesh's DNS answers.

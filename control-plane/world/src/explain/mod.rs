@@ -170,6 +170,9 @@ impl Facts {
         let audience = Audience { client: &self.scope, gateway: self.gateway_key() };
         explanation.routes =
             candidate.meant.host.routes.as_ref().and_then(|document| routes::http(document, &audience, port, view));
+        if let Some(entries) = candidate.meant.host.attached.get(&u32::from(port.number)) {
+            explanation.routes = routes::attached(entries, port, view);
+        }
         if let Some(routes) = &mut explanation.routes {
             routes.delegates = candidate.meant.host.delegates;
         }
@@ -245,7 +248,12 @@ impl Facts {
             let name = destination.authority.as_ref().map_or(name, |authority| authority.as_str());
             let to = sender.destination(candidate, destination.cluster, percent, hash, name)?;
             let effects = effects::of_destination(forward, destination);
-            explanation.destinations.push(report::Destination { effects, ..to });
+            let cluster = candidate.service.cluster(destination.cluster);
+            let verdict = match cluster.undefined {
+                true => refused(&Reason::ClusterUndefined(forward.undefined_status), &cluster.policy),
+                false => to.verdict,
+            };
+            explanation.destinations.push(report::Destination { effects, verdict, ..to });
         }
         explanation.verdict = overall(explanation);
         Ok(())

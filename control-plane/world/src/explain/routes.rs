@@ -8,6 +8,7 @@ use weft_core::request::RequestView;
 use weft_core::route::{Connection, Routed};
 use weft_core::service::Port;
 
+use super::facts::AttachedRoute;
 use super::report::{Routes, SkippedRoute, TakenRoute};
 use super::settings;
 use crate::translate::{Audience, Bar, List, RouteEntry};
@@ -59,6 +60,32 @@ pub(super) fn http(
         return None;
     }
     report(document, document_routes.collect(), &kept, taken, &unmet)
+}
+
+/// Rules of the Gateway API, `entries` of the compiled table; `None`: it has none.
+pub(super) fn attached(entries: &[AttachedRoute], port: &Port, view: &RequestView<'_>) -> Option<Routes> {
+    let first = entries.first()?;
+    let table = port.routes.routes();
+    let taken = port.routes.find(view).and_then(|found| table.iter().position(|route| Arc::ptr_eq(route, found)));
+    let place = |entry: &AttachedRoute| format!("rules[{}]", entry.at.0);
+    let passed = entries.iter().zip(table).take(taken.unwrap_or(entries.len()));
+    let passed_over = passed.map(|(entry, route)| SkippedRoute {
+        route: format!("{} {}", entry.policy, place(entry)),
+        name: entry.name.clone(),
+        because: route.matcher.unmet(view).map(|unmet| unmet.in_words(view)).into_iter().collect(),
+    });
+    let passed_over = passed_over.collect();
+    let taken = taken.and_then(|at| entries.get(at));
+    Some(Routes {
+        policy: taken.unwrap_or(first).policy.clone(),
+        delegates: false,
+        taken: taken.map(|entry| TakenRoute {
+            route: place(entry),
+            name: entry.name.clone(),
+            matched: Some(entry.at.1),
+        }),
+        passed_over,
+    })
 }
 
 /// Routes of connections; `None`: the document has none.

@@ -209,7 +209,12 @@ fn tls(tls: &Tls) -> String {
                 wildcard if wildcard.starts_with('*') => "the server name of the request".to_owned(),
                 name => format!("server name {name}"),
             };
-            format!("{mode}: to {name}{unverified}")
+            let names = match &origination.subject_alt_names[..] {
+                [] => String::new(),
+                names => format!(", whose certificate has {}", names.join(" or ")),
+            };
+            let authority = origination.credential.as_ref().map(|it| format!(", by credential {}", it.name));
+            format!("{mode}: to {name}{names}{}{unverified}", authority.unwrap_or_default())
         }
     }
 }

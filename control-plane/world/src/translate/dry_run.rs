@@ -13,7 +13,8 @@ use super::{
 };
 use crate::world::{Scope, World};
 use weft_policy::{
-    Action, Code, Destination, Document, Forward, Object, Parsed, Place, Problem, Route, RouteMatch, Settings, Severity,
+    Action, Code, Destination, Document, Forward, HttpRule, Object, Parsed, Place, Problem, Route, RouteMatch,
+    Settings, Severity,
 };
 
 /// Reads every document of a text, as [`weft_policy::parse`] does, and compiles each as a sidecar would: one that
@@ -64,13 +65,20 @@ fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)> {
                 }
                 let mut clusters = Clusters::new(&world, &client, None);
                 let routes = clusters.route(document, &route, 80).into_iter().collect();
-                // A port's own cluster exists whatever its routes are.
-                let own = cluster(&Settings::default()).clusters;
-                let found = clusters.into_clusters();
-                let port = v1::Port { number: 80, routes, cluster: found.len() as u32, ..v1::Port::default() };
-                v1::Service { ports: vec![port], clusters: [found, own].concat(), ..placeholder_service() }
+                with_routes(routes, clusters)
             };
             virtual_service.http.iter().map(|r| (Some(r.place), compiled(&route(r)))).collect()
+        }
+        Object::HTTPRoute(content) | Object::GRPCRoute(content) => {
+            let world = World::new("", 1);
+            let client = Scope::of(&document.namespace);
+            let rule = |rule: &HttpRule| {
+                let mut clusters = Clusters::new(&world, &client, None);
+                let matches = rule.matches.iter().map(|one| one.http.clone()).collect();
+                let routes = vec![clusters.rule(document, rule, matches, 80)];
+                compiled(&with_routes(routes, clusters))
+            };
+            content.rules.iter().map(|one| (Some(one.place), rule(one))).collect()
         }
         Object::ServiceEntry(_) | Object::Service(_) => {
             let world = alone(document);
@@ -104,6 +112,14 @@ fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)> {
         }
         // An endpoint of any ServiceEntry that selects it; the decoder has checked all of its fields.
         Object::WorkloadEntry(_) | Object::WorkloadGroup(_) | Object::ServiceExport(_) => Vec::new(),
+        // Nothing of them is compiled alone.
+        Object::TLSRoute(_)
+        | Object::TCPRoute(_)
+        | Object::BackendTLSPolicy(_)
+        | Object::KubernetesGateway(_)
+        | Object::GatewayClass(_)
+        | Object::Namespace(_)
+        | Object::ReferenceGrant(_) => Vec::new(),
     };
     // Only the part of the path that the author knows: the messages around it are internal.
     let problem = |error: CompileError| {
@@ -127,6 +143,14 @@ fn alone(document: &Document) -> World {
 
 fn placeholder_service() -> v1::Service {
     v1::Service { host: "dry-run".to_owned(), ..v1::Service::default() }
+}
+
+/// A port with `routes`. Its own cluster exists whatever its routes are.
+fn with_routes(routes: Vec<v1::HttpRoute>, clusters: Clusters<'_>) -> v1::Service {
+    let own = cluster(&Settings::default()).clusters;
+    let found = clusters.into_clusters();
+    let port = v1::Port { number: 80, routes, cluster: found.len() as u32, ..v1::Port::default() };
+    v1::Service { ports: vec![port], clusters: [found, own].concat(), ..placeholder_service() }
 }
 
 fn cluster(settings: &Settings) -> v1::Service {

@@ -6,13 +6,17 @@ use weft_core::names::is_within;
 use weft_proto::v1::{self, http_route};
 
 use super::service::{Clusters, undefined};
-use crate::world::{GATEWAY, Host, Scope, World, gateway_host, has_all};
+use crate::attach::{self, listeners::ListenerState};
+use crate::world::{GATEWAY, Host, Scope, World, gateway_host, has_all, listener_host};
 use weft_policy::is_catch_all;
-use weft_policy::{ConnectionMatch, ConnectionRoute, Document, Gateway, Object, Server, VirtualService};
+use weft_policy::{ConnectionMatch, ConnectionRoute, Document, Gateway, Object, ObjectRef, Server, VirtualService};
+
+/// The label of the proxies that serve a Gateway of the Gateway API, with its name: Istio's convention.
+pub(crate) const NAME_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// The servers of the Gateways that select a workload with `labels`.
-pub(crate) fn servers(world: &World, labels: &BTreeMap<String, String>) -> Vec<v1::GatewayServer> {
-    let mut found = Vec::new();
+pub(crate) fn servers(world: &World, namespace: &str, labels: &BTreeMap<String, String>) -> Vec<v1::GatewayServer> {
+    let mut found = labels.get(NAME_LABEL).map(|name| of_listeners(world, namespace, name)).unwrap_or_default();
     for document in world.policies().gateways() {
         let Object::Gateway(gateway) = &document.object else { continue };
         if has_all(labels, &gateway.selector) {
@@ -20,6 +24,63 @@ pub(crate) fn servers(world: &World, labels: &BTreeMap<String, String>) -> Vec<v
         }
     }
     found
+}
+
+/// The servers of the listeners of a Gateway of the Gateway API.
+fn of_listeners(world: &World, namespace: &str, name: &str) -> Vec<v1::GatewayServer> {
+    let Some(document) = world.policies().gateway_api().gateway(namespace, name) else { return Vec::new() };
+    let all = attach::listeners::listeners(world, document);
+    let server = |state: &ListenerState<'_>| {
+        let listener = state.listener;
+        let credential = |of: &ObjectRef| v1::GatewayCertificate { credential: of.name.clone(), ..Default::default() };
+        let certificates = listener.certificates.iter().map(credential).collect();
+        let protocol = state.protocol?;
+        let tls = protocol == v1::GatewayProtocol::GatewayHttps;
+        let domains = attach::listeners::domains(world, document, &all, state);
+        let virtual_host = |domain: String| {
+            let service = listener_host(namespace, name, &listener.name, &domain);
+            v1::VirtualHost { domain, service }
+        };
+        Some(v1::GatewayServer {
+            name: format!("{}/{}", document.reference(), listener.name),
+            port: listener.port,
+            protocol: protocol.into(),
+            tls: tls.then(|| v1::GatewayTls { certificates, ..Default::default() }),
+            hosts: vec![state.hostname().to_owned()],
+            virtual_hosts: domains.into_iter().map(virtual_host).collect(),
+            ..v1::GatewayServer::default()
+        })
+    };
+    all.iter().filter(|state| state.is_programmed()).filter_map(server).collect()
+}
+
+/// The service behind a domain of a listener. Without a route its requests are answered 404.
+fn of_listener(
+    world: &World,
+    client: &Scope,
+    host: &Host,
+    gateway: (&str, &str),
+    listener: &str,
+    domain: &str,
+) -> v1::Service {
+    let document = world.policies().gateway_api().gateway(gateway.0, gateway.1);
+    let mut clusters = Clusters::new(world, client, Some(gateway));
+    let streams = document.map(|document| attach::listeners::streams_of_listener(world, document, listener, domain));
+    let stream = streams.iter().flatten().find_map(|document| Some((document, attach::stream(document)?)));
+    if let Some((document, route)) = stream {
+        let destinations = clusters.shares(document, &route.backends, 443);
+        let forward = v1::Forward { destinations, ..v1::Forward::default() };
+        let action = Some(http_route::Action::Forward(forward));
+        let route = v1::HttpRoute { name: document.reference(), action, ..v1::HttpRoute::default() };
+        return behind(host, clusters, vec![route], v1::Protocol::Tcp);
+    }
+    let matches = document.map(|document| attach::listeners::of_listener(world, document, listener, domain));
+    let mut routes = clusters.attached(&matches.unwrap_or_default(), 80);
+    if routes.is_empty() {
+        let none = v1::DirectResponse { status: 404, body: Vec::new() };
+        routes.push(v1::HttpRoute { action: Some(http_route::Action::DirectResponse(none)), ..Default::default() });
+    }
+    behind(host, clusters, routes, v1::Protocol::Http)
 }
 
 fn of_server(world: &World, document: &Document, _: &Gateway, server: &Server) -> v1::GatewayServer {
@@ -69,6 +130,9 @@ fn of_server(world: &World, document: &Document, _: &Gateway, server: &Server) -
 pub(super) fn service(world: &World, client: &Scope, host: &Host) -> Option<v1::Service> {
     let parts: Vec<&str> = host.name.strip_prefix(GATEWAY)?.splitn(4, ':').collect();
     let [namespace, name, kind, what] = parts.try_into().ok()?;
+    if let Some(listener) = kind.strip_prefix("listener.") {
+        return Some(of_listener(world, client, host, (namespace, name), listener, what));
+    }
     let mut clusters = Clusters::new(world, client, Some((namespace, name)));
     let (mut routes, mut catch_all) = (Vec::new(), None);
     let seen = |document: &&Arc<Document>| document.reaches(&client.namespace);
@@ -83,19 +147,24 @@ pub(super) fn service(world: &World, client: &Scope, host: &Host) -> Option<v1::
         }
     }
     routes.extend(catch_all);
+    let protocol = if kind == "http" { v1::Protocol::Http } else { v1::Protocol::Tcp };
+    Some(behind(host, clusters, routes, protocol))
+}
+
+/// The service of a host with its routes.
+fn behind(host: &Host, clusters: Clusters<'_>, routes: Vec<v1::HttpRoute>, protocol: v1::Protocol) -> v1::Service {
     let mut found = clusters.into_clusters();
     // No request uses it: one without a route is answered 404.
     let own = u32::try_from(found.len()).unwrap_or(u32::MAX);
     found.push(undefined(&host.name, 0, ""));
-    let protocol = if kind == "http" { v1::Protocol::Http } else { v1::Protocol::Tcp };
     let port = v1::Port { protocol: protocol.into(), cluster: own, routes, ..v1::Port::default() };
-    Some(v1::Service {
+    v1::Service {
         host: host.name.clone(),
         namespace: host.namespace.clone(),
         ports: vec![port],
         clusters: found,
         ..v1::Service::default()
-    })
+    }
 }
 
 fn all_routes(

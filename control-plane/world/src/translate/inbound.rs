@@ -57,7 +57,7 @@ pub fn inbound(
         port_mtls: modes.ports.iter().map(|(port, mode)| (*port, (*mode).into())).collect(),
         services: services.into_values().collect(),
         policy: modes.policy,
-        servers: gateway::servers(world, labels),
+        servers: gateway::servers(world, namespace, labels),
         trust: remotes::trust(world),
         group: member.map(group),
         termination_drain_ms: defaults.termination_drain_ms(),

@@ -11,6 +11,7 @@ use super::{
     gateway, names,
     rules::Rules,
 };
+use crate::attach;
 use crate::world::ports::{self, PortView};
 use crate::world::{GATEWAY, Host, Scope, World};
 use weft_policy::MESH_SUFFIX;
@@ -30,17 +31,31 @@ pub fn service(world: &World, client: &Scope, host: &str) -> Option<v1::Service>
     let mut clusters = Clusters::new(world, client, None);
     let routes = world.policies().routes(client, &host.name);
     let exported = world.is_exported(&host.name);
+    let named = if routes.is_none() { attach::named_ports(world, host) } else { Vec::new() };
     let seen = |port: &PortView| port.number == 0 || world.sees(client, host, Some(port.number));
-    let ports = ports::of(world, host).into_iter().flat_map(|port| with_matched(port, routes));
+    let ports = ports::of(world, host).into_iter().flat_map(|port| with_matched(port, routes, &named));
+    let mut routed_by_address = false;
     let ports = ports.filter(seen).map(|port| {
         let cluster = clusters.of(host, &port, "");
         let http = !matches!(port.protocol, v1::Protocol::Tcp | v1::Protocol::Tls);
         let declared_http = http && port.protocol != v1::Protocol::Unknown;
-        let connection_routes = routes
-            .filter(|_| !declared_http)
-            .map(|document| clusters.connection_routes(document, &port))
-            .unwrap_or_default();
-        let routes = routes.filter(|_| http).map(|document| clusters.routes(document, port.number)).unwrap_or_default();
+        let connection_routes = match routes {
+            _ if declared_http => Vec::new(),
+            Some(document) => clusters.connection_routes(document, &port),
+            None => {
+                let documents = attach::streams_of_service(world, client, host, port.number, &port.name);
+                clusters.attached_streams(&documents, port.number)
+            }
+        };
+        let routes = match routes {
+            _ if !http => Vec::new(),
+            Some(document) => clusters.routes(document, port.number),
+            None => {
+                let matches = attach::of_service(world, client, host, port.number, &port.name);
+                routed_by_address |= !matches.is_empty();
+                clusters.attached(&matches, port.number)
+            }
+        };
         if exported {
             clusters.all_subsets(host, &port);
         }
@@ -48,8 +63,10 @@ pub fn service(world: &World, client: &Scope, host: &str) -> Option<v1::Service>
         let retry = clusters.defaults.retry().filter(|_| http && routes.is_empty()).cloned();
         v1::Port { number: port.number, name: port.name, protocol, cluster, routes, connection_routes, retry }
     });
+    let ports = ports.collect();
     Some(v1::Service {
-        ports: ports.collect(),
+        ports,
+        routed_by_address,
         host: host.name.clone(),
         namespace: host.namespace.clone(),
         addresses: world.addresses_of(host).iter().map(ToString::to_string).collect(),
@@ -72,9 +89,9 @@ fn alias(world: &World, client: &Scope, host: &Host) -> v1::Service {
     }
 }
 
-/// A port, and for port 0 also the ports that matches of `routes` name: each has routes of its own.
-fn with_matched(port: PortView, routes: Option<&Arc<Document>>) -> Vec<PortView> {
-    let mut numbers = BTreeSet::new();
+/// A port, and for port 0 also the ports that matches of `routes` name, and `named`: each has routes of its own.
+fn with_matched(port: PortView, routes: Option<&Arc<Document>>, named: &[u32]) -> Vec<PortView> {
+    let mut numbers: BTreeSet<u32> = named.iter().copied().filter(|_| port.number == 0).collect();
     if port.number == 0
         && let Some(Object::VirtualService(service)) = routes.map(|document| &document.object)
     {
@@ -89,8 +106,8 @@ fn with_matched(port: PortView, routes: Option<&Arc<Document>>) -> Vec<PortView>
 
 /// The clusters of one `Service`, each once.
 pub(super) struct Clusters<'a> {
-    world: &'a World,
-    defaults: Defaults<'a>,
+    pub(super) world: &'a World,
+    pub(super) defaults: Defaults<'a>,
     client: &'a Scope,
     /// Namespace and name of the gateway that it is for; `None`: for sidecars.
     gateway: Option<(&'a str, &'a str)>,
@@ -163,6 +180,7 @@ impl<'a> Clusters<'a> {
             retry: forward.retry.as_ref().or(self.defaults.retry()).cloned(),
             fault: forward.fault,
             mirrors: self.mirrors(namespace, forward, request_port),
+            cluster_not_found_response_code: 0,
         }
     }
 
@@ -207,7 +225,7 @@ impl<'a> Clusters<'a> {
 
     /// The cluster of a route's destination. Without a port it is the host's only one, else the request's. A wildcard
     /// stands for the ServiceEntry of exactly this host.
-    fn destination(&mut self, namespace: &str, destination: &Destination, request_port: u32) -> u32 {
+    pub(super) fn destination(&mut self, namespace: &str, destination: &Destination, request_port: u32) -> u32 {
         let name = canonical(&destination.host, namespace);
         let target = match name.starts_with('*') {
             true => self.world.definition(self.client, &name).filter(|host| host.entry.is_some()),
@@ -264,7 +282,13 @@ impl<'a> Clusters<'a> {
             || resolution == Some(Resolution::None)
             || unknown && !host.name.ends_with(MESH_SUFFIX);
         let mut settings = decided.settings;
+        // A DestinationRule's `tls` takes precedence.
+        let backend_tls = attach::backend_tls(self.world, host, &port.name).filter(|_| settings.tls.is_none());
         let mut tls = settings.tls.unwrap_or_default();
+        let refused = matches!(backend_tls, Some((_, Err(_))));
+        if let Some((_, Ok(origination))) = backend_tls {
+            (tls.mode, tls.origination) = (v1::Tls::Originate, Some(origination));
+        }
         if let (Some(origination), Some(entry)) = (&mut tls.origination, ports::entry(host))
             && origination.subject_alt_names.is_empty()
         {
@@ -290,7 +314,7 @@ impl<'a> Clusters<'a> {
             tunnel: settings.tunnel,
             proxy_protocol: settings.proxy_protocol.unwrap_or_default().into(),
             policy: decided.policy,
-            undefined: unknown && !original_destination,
+            undefined: unknown && !original_destination || refused,
             original_destination,
             dynamic_dns: resolution == Some(Resolution::DynamicDns) && !original_destination,
             // Callers of a gateway dial no endpoint directly.
@@ -298,7 +322,7 @@ impl<'a> Clusters<'a> {
         })
     }
 
-    fn add(&mut self, cluster: v1::Cluster) -> u32 {
+    pub(super) fn add(&mut self, cluster: v1::Cluster) -> u32 {
         if let Some(index) = self.index.get(&cluster.name) {
             return *index;
         }

@@ -1,6 +1,7 @@
 //! Warnings that need both the documents and the registry: hosts that are not registered, subsets without instances,
 //! ports that a route leaves open. Never errors: the missing part may register in the next minute.
 
+mod gateway_api;
 mod reachability;
 mod sidecars;
 
@@ -44,6 +45,11 @@ fn of_documents(world: &World, complete: bool, picked: &dyn Fn(&Document) -> boo
                 view.of_routes(document, service, &mut findings);
                 reachability::of_routes(world, document, service, &mut findings);
             }
+            Object::HTTPRoute(_) | Object::GRPCRoute(_) | Object::TLSRoute(_) | Object::TCPRoute(_) => {
+                gateway_api::of_route(world, complete, document, &mut findings)
+            }
+            Object::BackendTLSPolicy(_) => gateway_api::of_backend_tls(world, complete, document, &mut findings),
+            Object::KubernetesGateway(_) => gateway_api::of_gateway(world, document, &mut findings),
             Object::ServiceExport(_) if complete => view.of_export(document, &mut findings),
             _ => {}
         }

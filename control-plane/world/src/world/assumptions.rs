@@ -1,6 +1,6 @@
 //! A world of documents alone: the registry is unknown, and services that documents call are assumed to be registered.
 
-use super::{Host, MESH_SUFFIX, World};
+use super::{Host, MESH_SUFFIX, World, fqdn};
 use weft_policy::{Object, canonical};
 
 impl World {
@@ -16,6 +16,11 @@ impl World {
                     let names = service.hosts.iter().filter(|_| service.of_mesh());
                     let destinations = service.destinations().map(|destination| &destination.host);
                     names.chain(destinations).map(|host| canonical(host, &document.namespace)).collect()
+                }
+                route @ (Object::HTTPRoute(_) | Object::GRPCRoute(_) | Object::TLSRoute(_) | Object::TCPRoute(_)) => {
+                    let backends = route.backends().into_iter().map(|(_, backend)| &backend.object);
+                    let objects = route.parents().iter().map(|parent| &parent.object).chain(backends);
+                    objects.filter(|it| it.is_service()).map(|it| fqdn(&it.name, &it.namespace)).collect()
                 }
                 _ => Vec::new(),
             })
@@ -73,12 +78,18 @@ apiVersion: v1
 kind: Service
 metadata: {name: stock, namespace: shop}
 spec: {ports: [{port: 80}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: a, namespace: shop}
+spec: {parentRefs: [{group: '', kind: Service, name: cart}, {name: a-gateway}], rules: [{backendRefs: [{name: cart-v2, port: 80}]}]}
 ";
         let mut world = World::new("cluster.local", 1);
         world.set_policies(documents(text), 0);
         let assumed = world.assume_registered();
-        assert_eq!(assumed, ["order.shop.svc.cluster.local", "pay.shop.svc.cluster.local"]);
-        let host = world.host(&assumed[1]).unwrap();
+        let names = ["cart-v2", "cart", "order", "pay"].map(|name| format!("{name}.shop.svc.cluster.local"));
+        assert_eq!(assumed, names);
+        let host = world.host(&assumed[3]).unwrap();
         assert!(host.live && host.registered && host.namespace == "shop" && !world.addresses_of(host).is_empty());
     }
 }

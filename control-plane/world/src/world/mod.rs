@@ -25,7 +25,7 @@ pub(crate) use groups::Workload;
 pub use groups::{Member, Membership};
 pub use instance::{Instance, InstanceKey, Origin, Pod, derive_labels};
 pub use policies::has_all;
-pub(crate) use policies::{GATEWAY, Policies, gateway_host};
+pub(crate) use policies::{GATEWAY, Policies, gateway_host, listener_host};
 pub use remotes::{DEFAULT_DATACENTER, Peering, Presence, RemoteHost, sound};
 pub use scope::Scope;
 pub use virtual_ip::{Allocation, Keep, QUARANTINE_S, VirtualIps};
@@ -375,7 +375,18 @@ impl World {
                 // Gateways receive the list of hosts.
                 changed.all |= service.of_gateways(&document.namespace).next().is_some();
             }
+            route @ (Object::HTTPRoute(_) | Object::GRPCRoute(_) | Object::TLSRoute(_) | Object::TCPRoute(_)) => {
+                changed.hosts.extend(policies::parent_hosts(route));
+                // Gateways receive the list of hosts.
+                changed.all |= route.parents().iter().any(|parent| parent.object.is_gateway());
+            }
             Object::Gateway(_) => changed.all = true,
+            Object::BackendTLSPolicy(policy) => changed.hosts.extend(policies::targets(policy)),
+            // They decide which routes have which hosts at gateways.
+            Object::KubernetesGateway(_)
+            | Object::GatewayClass(_)
+            | Object::Namespace(_)
+            | Object::ReferenceGrant(_) => changed.all = true,
             Object::ServiceEntry(entry) => changed.hosts.extend(entry.hosts.iter().cloned()),
             Object::Service(_) | Object::ServiceExport(_) => {
                 changed.hosts.insert(fqdn(&document.name, &document.namespace));
@@ -414,6 +425,11 @@ impl World {
             for dependent in aliases.iter().chain([host]).flat_map(|host| self.policies.dependents(host)) {
                 if dependent.starts_with('*') {
                     wild.insert(dependent);
+                }
+                if dependent.starts_with(GATEWAY) && dependent.ends_with(':') {
+                    // All hosts of a Gateway.
+                    let all = self.hosts.range(dependent.clone()..).map(|(host, _)| host);
+                    more.extend(all.take_while(|host| host.starts_with(dependent)).cloned());
                 }
                 more.insert(dependent.clone());
             }

@@ -9,10 +9,14 @@ use std::{
 
 use weft_core::names;
 
+mod gateway_api;
 mod replace;
 
 pub(super) use replace::is_replaceable;
 use replace::{age, insert, mesh_hosts};
+
+pub(crate) use gateway_api::{GatewayApi, listener_host};
+pub(super) use gateway_api::{parent_hosts, targets};
 
 use super::{MESH_SUFFIX, Scope, fqdn};
 use weft_policy::{
@@ -29,6 +33,8 @@ pub(crate) struct Policies {
     gateways: Vec<Arc<Document>>,
     /// VirtualServices by the part of a gateway that they apply to, see [`gateway_host`]; their delegates are joined.
     gateway_routes: BTreeMap<String, Vec<Arc<Document>>>,
+    /// The documents of Kubernetes' Gateway API.
+    gateway_api: GatewayApi,
     /// By host, the oldest first: the oldest of each namespace, and those that join it.
     entries: BTreeMap<String, Vec<Arc<Document>>>,
     services: BTreeMap<String, Arc<Document>>,
@@ -76,6 +82,7 @@ impl Policies {
                 index.add_endpoints(document, entry);
             }
         }
+        index.gateway_api.find_hosts();
         index
     }
 
@@ -96,6 +103,15 @@ impl Policies {
                 }
             }
             Object::Gateway(_) => self.gateways.push(document.clone()),
+            Object::HTTPRoute(_)
+            | Object::GRPCRoute(_)
+            | Object::TLSRoute(_)
+            | Object::TCPRoute(_)
+            | Object::BackendTLSPolicy(_)
+            | Object::KubernetesGateway(_)
+            | Object::GatewayClass(_)
+            | Object::Namespace(_)
+            | Object::ReferenceGrant(_) => self.gateway_api.add(document),
             Object::ServiceEntry(entry) => {
                 if let Some(selector) = &entry.workload_selector {
                     let key = labelled(namespace, selector.first_key_value());
@@ -266,6 +282,11 @@ impl Policies {
         &self.exports
     }
 
+    /// The documents of Kubernetes' Gateway API.
+    pub(crate) fn gateway_api(&self) -> &GatewayApi {
+        &self.gateway_api
+    }
+
     /// Gateways, oldest first.
     pub(crate) fn gateways(&self) -> &[Arc<Document>] {
         &self.gateways
@@ -393,14 +414,20 @@ impl Policies {
     /// Hosts that documents name: services, entries, and hosts that only a VirtualService has.
     pub(super) fn hosts(&self) -> impl Iterator<Item = &String> {
         let routed = self.routes.keys().filter(|host| is_routed(host));
-        self.services.keys().chain(self.entries.keys()).chain(routed).chain(self.gateway_routes.keys())
+        self.services
+            .keys()
+            .chain(self.entries.keys())
+            .chain(routed)
+            .chain(self.gateway_routes.keys())
+            .chain(self.gateway_api.hosts())
     }
 
     /// Namespace of the VirtualService of exactly `host`.
     pub(super) fn routed(&self, host: &str) -> Option<&str> {
         let first = self.routes.get(host).filter(|_| is_routed(host)).and_then(|documents| documents.first());
         let document = first.or_else(|| self.gateway_routes(host).first());
-        document.map(|document| document.namespace.as_str())
+        let namespace = || self.gateway_api.namespace_of_host(host);
+        document.map(|document| document.namespace.as_str()).or_else(namespace)
     }
 }
 

@@ -40,7 +40,10 @@ pub(super) fn matcher(message: &v1::HttpMatch) -> Result<Matcher> {
     }
     let optional = |message: Option<&v1::StringMatch>| message.map(|message| string_match(Some(message))).transpose();
     Ok(Matcher {
-        uri: uri_match(message.uri.as_ref(), message.ignore_uri_case).at("uri")?,
+        uri: match message.path_separated_prefix.as_str() {
+            "" => uri_match(message.uri.as_ref(), message.ignore_uri_case).at("uri")?,
+            prefix => Some(segments(message, prefix).at("path_separated_prefix")?),
+        },
         method: optional(message.method.as_ref()).at("method")?,
         authority: optional(message.authority.as_ref()).at("authority")?,
         headers,
@@ -53,6 +56,13 @@ pub(super) fn matcher(message: &v1::HttpMatch) -> Result<Matcher> {
 
 fn kind(message: Option<&v1::StringMatch>) -> Option<&v1::string_match::Kind> {
     message.and_then(|message| message.kind.as_ref())
+}
+
+fn segments(message: &v1::HttpMatch, prefix: &str) -> std::result::Result<UriMatch, String> {
+    match message.uri.is_none() && prefix.starts_with('/') {
+        true => Ok(UriMatch::Segments(prefix.trim_end_matches('/').to_owned())),
+        false => Err("must begin with '/' and cannot be given together with uri".to_owned()),
+    }
 }
 
 fn uri_match(message: Option<&v1::StringMatch>, ignore_case: bool) -> Result<Option<UriMatch>> {

@@ -58,6 +58,7 @@ fn default_route(retry: Option<&v1::RetryPolicy>, cluster: usize, clusters: &[Ar
         retry_selection: retry_selection(retry, hash.is_empty()),
         mirrors: Vec::new(),
         hash,
+        undefined_status: StatusCode::SERVICE_UNAVAILABLE,
     };
     Ok(Arc::new(Route {
         name: "default".into(),
@@ -173,10 +174,33 @@ pub(super) fn forward(
         let cluster = cluster_index(item.cluster, clusters).at("cluster").at(&at)?;
         mirrors.push(Mirror { cluster, share: share(item.percent, "percent").at(&at)? });
     }
-    Ok(Forward { destinations, total_weight, timeout, rewrite, retry, retry_selection, mirrors, hash })
+    let undefined_status = match message.cluster_not_found_response_code {
+        0 => StatusCode::SERVICE_UNAVAILABLE,
+        code => status(code).at("cluster_not_found_response_code")?,
+    };
+    Ok(Forward {
+        destinations,
+        total_weight,
+        timeout,
+        rewrite,
+        retry,
+        retry_selection,
+        mirrors,
+        hash,
+        undefined_status,
+    })
 }
 
 fn path_rewrite(message: &v1::Rewrite) -> Result<Option<Rewrite>> {
+    if let Some(path) = &message.full_path {
+        if message.uri.is_some() || message.uri_regex.is_some() {
+            return error("full_path", "cannot be given together with uri or uri_regex");
+        }
+        if !path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic()) {
+            return error("full_path", "must begin with '/' and may have visible ASCII only");
+        }
+        return Ok(Some(Rewrite::Full(path.clone())));
+    }
     Ok(match (&message.uri, &message.uri_regex) {
         (Some(_), Some(_)) => return error("uri_regex", "cannot be given together with uri"),
         (Some(uri), None) if !uri.bytes().all(|b| b.is_ascii_graphic()) => {

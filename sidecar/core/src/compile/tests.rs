@@ -27,6 +27,7 @@ fn base() -> v1::Service {
         clusters: vec![cluster(""), cluster("v2")],
         external: false,
         exported: false,
+        routed_by_address: false,
         external_name: String::new(),
     }
 }

@@ -14,7 +14,7 @@ fn replies_match_envoys_status_flag_and_body() {
         (Reason::NoHealthyUpstream, 503, "UH", "no healthy upstream".to_owned()),
         (overflow(), 503, "UO", format!("{RESET}overflow")),
         (Reason::NoRoute, 404, "NR", String::new()),
-        (Reason::ClusterUndefined, 503, "NC", String::new()),
+        (Reason::ClusterUndefined(StatusCode::SERVICE_UNAVAILABLE), 503, "NC", String::new()),
         (Reason::ConnectFailure { detail: String::new() }, 503, "UF", format!("{RESET}remote connection failure")),
         (
             Reason::ConnectFailure { detail: "Connection refused".into() },

@@ -74,6 +74,9 @@ pub enum UriMatch {
     Exact { path: String, ignore_case: bool },
     /// A plain string prefix: `/foo` matches `/foobar`.
     Prefix { path: String, ignore_case: bool },
+    /// A prefix of whole segments (Envoy's `path_separated_prefix`): `/foo` matches `/foo/bar` and not `/foobar`. Without
+    /// a slash at its end; empty: every path.
+    Segments(String),
     /// A match of the whole path.
     Regex(Regex),
 }
@@ -154,6 +157,7 @@ impl Matcher {
         let any_uri = match &self.uri {
             None => true,
             Some(UriMatch::Prefix { path, .. }) => path.is_empty() || path == "/",
+            Some(UriMatch::Segments(path)) => path.is_empty(),
             Some(_) => false,
         };
         any_uri
@@ -172,7 +176,9 @@ impl Matcher {
         match &self.uri {
             None => path.strip_prefix('/').unwrap_or(path),
             // A matching path is at least as long, and the prefix ends on a character boundary in both.
-            Some(UriMatch::Prefix { path: prefix, .. }) => path.get(prefix.len()..).unwrap_or(""),
+            Some(UriMatch::Prefix { path: prefix, .. } | UriMatch::Segments(prefix)) => {
+                path.get(prefix.len()..).unwrap_or("")
+            }
             Some(UriMatch::Exact { .. } | UriMatch::Regex(_)) => "",
         }
     }
@@ -190,6 +196,9 @@ impl UriMatch {
             UriMatch::Prefix { path: prefix, ignore_case: false } => path.starts_with(prefix.as_str()),
             UriMatch::Prefix { path: prefix, ignore_case: true } => {
                 path.as_bytes().get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
+            }
+            UriMatch::Segments(prefix) => {
+                path.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             }
             UriMatch::Regex(regex) => regex.is_match(path.as_bytes()),
         }

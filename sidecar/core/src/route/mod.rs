@@ -98,6 +98,8 @@ pub struct Forward {
     pub mirrors: Vec<Mirror>,
     /// The hash inputs of all destinations' clusters, in order.
     pub hash: Vec<HashPolicy>,
+    /// Status of requests whose cluster is undefined.
+    pub undefined_status: StatusCode,
 }
 
 /// A weighted destination.

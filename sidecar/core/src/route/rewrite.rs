@@ -2,7 +2,7 @@
 
 use regex::bytes::{Captures, Regex};
 
-use super::matcher::Matcher;
+use super::matcher::{Matcher, UriMatch};
 use crate::request::RequestView;
 
 /// Change of a path.
@@ -10,6 +10,8 @@ use crate::request::RequestView;
 pub enum Rewrite {
     /// Replaces the matched prefix, or the whole path after an exact or regex match.
     Matched(String),
+    /// Replaces the whole path.
+    Full(String),
     /// Replaces every match of a regex in the path.
     Regex(RegexRewrite),
 }
@@ -35,6 +37,7 @@ impl Rewrite {
         let query = &req.path_and_query[path.len()..];
         match self {
             Rewrite::Matched(replacement) => [&matched(replacement, matcher, path), query].concat(),
+            Rewrite::Full(path) => [path.as_str(), query].concat(),
             Rewrite::Regex(rewrite) => {
                 let path =
                     rewrite.regex.replace_all(path.as_bytes(), |found: &Captures<'_>| rewrite.substitution(found));
@@ -50,6 +53,11 @@ impl Rewrite {
 /// `path` with the part matched by `matcher` replaced.
 pub(super) fn matched(replacement: &str, matcher: &Matcher, path: &str) -> String {
     let rest = matcher.after_matched_path(path);
+    if matches!(matcher.uri, Some(UriMatch::Segments(_))) {
+        // The rest is empty or begins with a slash.
+        let path = [replacement.trim_end_matches('/'), rest].concat();
+        return if path.is_empty() { "/".to_owned() } else { path };
+    }
     let slash =
         if replacement.starts_with('/') || (replacement.is_empty() && rest.starts_with('/')) { "" } else { "/" };
     [slash, replacement, rest].concat()
@@ -125,6 +133,27 @@ mod tests {
             let headers = HeaderMap::new();
             let found = rewrite.path_and_query(&Matcher::default(), &view(path, "h", &headers));
             assert_eq!(found, wanted, "{pattern} {substitution}");
+        }
+    }
+
+    #[test]
+    fn segments_are_replaced_as_a_whole() {
+        let headers = HeaderMap::new();
+        for (prefix, replacement, path, wanted) in [
+            ("/foo", "/xyz", "/foo/bar?a=/foo", "/xyz/bar?a=/foo"),
+            ("/foo", "/xyz/", "/foo/bar", "/xyz/bar"),
+            ("/foo", "/xyz", "/foo", "/xyz"),
+            ("/foo", "/xyz", "/foo/", "/xyz/"),
+            ("/foo", "/", "/foo/bar", "/bar"),
+            ("/foo", "/", "/foo/", "/"),
+            ("/foo", "/", "/foo", "/"),
+            ("", "/xyz", "/bar", "/xyz/bar"),
+        ] {
+            let matcher = Matcher { uri: Some(UriMatch::Segments(prefix.into())), ..Matcher::default() };
+            let found = Rewrite::Matched(replacement.into()).path_and_query(&matcher, &view(path, "h", &headers));
+            assert_eq!(found, wanted, "{prefix} {replacement} {path}");
+            let full = Rewrite::Full("/all".into()).path_and_query(&matcher, &view(path, "h", &headers));
+            assert!(full.starts_with("/all"), "{full}");
         }
     }
 

@@ -25,6 +25,7 @@ pub(super) fn forward(weights: &[u32]) -> Forward {
         mirrors: vec![],
         retry: RetryPolicy::default(),
         hash: vec![],
+        undefined_status: StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 

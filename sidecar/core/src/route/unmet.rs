@@ -75,6 +75,9 @@ impl fmt::Display for UriMatch {
         let (kind, path, ignore_case) = match self {
             UriMatch::Exact { path, ignore_case } => ("exact", path.as_str(), *ignore_case),
             UriMatch::Prefix { path, ignore_case } => ("prefix", path.as_str(), *ignore_case),
+            UriMatch::Segments(path) => {
+                ("prefix of segments", if path.is_empty() { "/" } else { path.as_str() }, false)
+            }
             UriMatch::Regex(regex) => ("regex", unanchored(regex), false),
         };
         write!(f, "{kind} {path:?}{}", if ignore_case { " in any case" } else { "" })

@@ -20,6 +20,7 @@ pub(super) fn decode(fields: &Fields<'_>) -> RouteMatch {
         without_headers: named_matches(fields, "withoutHeaders"),
         scheme: fields.object("scheme").map(|scheme| string_match(&scheme, false)),
         port: fields.port("port").unwrap_or_default(),
+        path_separated_prefix: String::new(),
     };
     let headers = fields.map("headers").iter().chain(fields.map("withoutHeaders"));
     for header in headers.map(|(key, _)| key).filter(|key| !is_matched(&key.name)) {

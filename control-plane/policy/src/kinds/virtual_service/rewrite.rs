@@ -29,5 +29,5 @@ pub(super) fn decode(fields: &Fields<'_>) -> v1::Rewrite {
         }
         v1::RegexRewrite { pattern, substitution }
     });
-    v1::Rewrite { uri: fields.string("uri"), authority: fields.string("authority"), uri_regex }
+    v1::Rewrite { uri: fields.string("uri"), authority: fields.string("authority"), uri_regex, full_path: None }
 }

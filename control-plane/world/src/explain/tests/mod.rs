@@ -10,6 +10,7 @@ use crate::world::{
     tests::{documents, instance},
 };
 
+mod conformance;
 mod names;
 mod policies;
 

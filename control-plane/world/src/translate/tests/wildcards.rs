@@ -202,7 +202,7 @@ fn gateways_serve_partial_wildcards_within_their_hosts() {
         + &routes("c", "*foo.example")
         + &routes("d", "*.other");
     let world = world(&documents, &[]);
-    let servers = servers(&world, &Default::default());
+    let servers = servers(&world, "default", &Default::default());
     let of = |at: usize| -> Vec<&str> { servers[at].virtual_hosts.iter().map(|host| host.domain.as_str()).collect() };
     // If both are wildcards, the more specific of the two.
     assert_eq!(of(0), ["*-eu.shop.example", "*.shop.example", "foo.example", "foo.example"]);

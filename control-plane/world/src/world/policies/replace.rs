@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use weft_core::names;
 
-use super::{Policies, gateway_hosts};
+use super::gateway_api::{gateway_prefixes, parent_hosts};
+use super::{Policies, fqdn, gateway_hosts};
 use weft_policy::{Document, Object, VirtualService, canonical};
 
 impl Policies {
@@ -24,6 +25,9 @@ impl Policies {
                 for host in gateway_hosts(service, namespace) {
                     take_out(&mut self.gateway_routes, &host, document);
                 }
+            }
+            Object::HTTPRoute(_) | Object::GRPCRoute(_) | Object::TLSRoute(_) | Object::TCPRoute(_) => {
+                self.gateway_api.remove(document);
             }
             _ => {}
         }
@@ -55,23 +59,40 @@ impl Policies {
                 labels.for_each(|label| count(&mut self.client_labels, label, comes));
                 let hosts: Vec<String> =
                     mesh_hosts(service, namespace).chain(gateway_hosts(service, namespace)).collect();
-                for destination in service.destinations() {
-                    let destination = canonical(&destination.host, namespace);
-                    let dependents = self.dependents.entry(destination.clone()).or_default();
-                    hosts.iter().for_each(|host| count(dependents, host, comes));
-                    if dependents.is_empty() {
-                        self.dependents.remove(&destination);
-                    }
-                }
+                let destinations = service.destinations().map(|to| canonical(&to.host, namespace));
+                self.count_dependents(&hosts, destinations, comes);
+            }
+            route @ (Object::HTTPRoute(_) | Object::GRPCRoute(_) | Object::TLSRoute(_) | Object::TCPRoute(_)) => {
+                let hosts: Vec<String> = parent_hosts(route).chain(gateway_prefixes(route)).collect();
+                let services = route.backends().into_iter().filter(|(_, backend)| backend.object.is_service());
+                let destinations = services.map(|(_, backend)| fqdn(&backend.object.name, &backend.object.namespace));
+                self.count_dependents(&hosts, destinations, comes);
             }
             _ => {}
+        }
+    }
+
+    fn count_dependents(&mut self, hosts: &[String], destinations: impl Iterator<Item = String>, comes: bool) {
+        for destination in destinations {
+            let dependents = self.dependents.entry(destination.clone()).or_default();
+            hosts.iter().for_each(|host| count(dependents, host, comes));
+            if dependents.is_empty() {
+                self.dependents.remove(&destination);
+            }
         }
     }
 }
 
 /// Whether [`Policies::replace`] supports documents of this kind: no index of other kinds depends on them.
 pub(in crate::world) fn is_replaceable(document: &Document) -> bool {
-    matches!(document.object, Object::DestinationRule(_) | Object::VirtualService(_))
+    match &document.object {
+        Object::DestinationRule(_) | Object::VirtualService(_) => true,
+        // The hosts of a gateway follow from all of its routes.
+        route @ (Object::HTTPRoute(_) | Object::GRPCRoute(_) | Object::TLSRoute(_) | Object::TCPRoute(_)) => {
+            route.parents().iter().all(|parent| !parent.object.is_gateway())
+        }
+        _ => false,
+    }
 }
 
 /// The order of documents with the same claim: oldest first; of the same age by namespace and name.
@@ -85,7 +106,7 @@ pub(super) fn insert(list: &mut Vec<Arc<Document>>, document: &Arc<Document>) {
     list.insert(at, document.clone());
 }
 
-fn take_out<K: Ord>(index: &mut BTreeMap<K, Vec<Arc<Document>>>, key: &K, document: &Arc<Document>) {
+pub(super) fn take_out<K: Ord>(index: &mut BTreeMap<K, Vec<Arc<Document>>>, key: &K, document: &Arc<Document>) {
     if let Some(list) = index.get_mut(key) {
         list.retain(|other| !Arc::ptr_eq(other, document));
         if list.is_empty() {

@@ -82,7 +82,7 @@ fn instances_are_added_changed_and_removed() {
 #[test]
 fn changes_of_no_store_advance_the_index_beside_those_of_the_store() {
     let mut world = World::new("mesh", 41);
-    let mut index = |world: &mut World, address| {
+    let index = |world: &mut World, address| {
         world.upsert(instance("order", "a", address, 80), 0);
         world.service_index("default", "order")
     };
