@@ -12,6 +12,13 @@ need strace strace
 need etcd etcd-server
 need kubectl kubernetes-client
 need busybox busybox-static
+need containerd containerd
+need runc runc
+need iptables iptables
+need conntrack conntrack
+need dnsmasq dnsmasq-base
+need openssl openssl
+[ -e /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"
 need faketime faketime
 need unshare util-linux
 need node nodejs

@@ -184,7 +184,7 @@ fn a_job_completes(node: &Node) -> Result<()> {
 
 fn a_namespace_is_deleted(node: &Node) -> Result<()> {
     shop(node, "leaving")?;
-    node.kubectl(&["delete", "namespace", "leaving", "--timeout=60s"])?;
+    node.kubectl(&["delete", "namespace", "leaving", "--timeout=120s"])?;
     wait_for("the end of its services and sidecars", READY, || {
         let status = node.in_pod(SPACE, "deploy/weft-control-plane", &["weftctl", "status"])?;
         ensure!(!status.contains("leaving"), "{status}");
