@@ -1,6 +1,5 @@
 //! Scenarios with a whole Kubernetes node: Weft is installed by its chart, and sidecars are injected into real pods.
 
-mod jobs;
 mod node;
 mod rollout;
 
@@ -17,7 +16,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // They share the node.
     arguments.test_threads = Some(1);
-    let scenarios: Vec<(&str, Scenario)> = [rollout::all(), jobs::all()].concat();
+    let scenarios: Vec<(&str, Scenario)> = rollout::all();
     if arguments.list {
         let trials = scenarios.into_iter().map(|(name, _)| Trial::test(name, || Ok(())));
         return libtest_mimic::run(&arguments, trials.collect()).exit_code();
