@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` and `make test`.
 
-.PHONY: demo test install build check bench fuzz fields commands
+.PHONY: demo test install build check bench fuzz fields commands chart
 
 # A mesh in network namespaces, explained as it runs. CHECK=1: once, every claim verified, exit status 0 or 1.
 demo: install
@@ -33,6 +33,11 @@ fuzz: install
 # Writes the generated pages of docs/ anew.
 fields:
 	cargo run --locked -q -p weft-tests --bin fields
+
+# The chart's generated files, and the manifests for those without Helm.
+chart:
+	cargo build --locked
+	WEFT_GOLDENS=1 cargo test --locked -p weft-tests --test kubernetes generated_files
 
 commands:
 	cargo build --locked

@@ -12,7 +12,8 @@ use crate::cluster::{Cluster, SOON};
 
 pub(crate) fn all() -> Vec<(&'static str, Scenario)> {
     vec![
-        ("the_chart_installs_upgrades_and_uninstalls_without_a_trace", the_chart_installs_and_uninstalls as Scenario),
+        ("generated_files_of_the_chart_are_current", generated_files_are_current as Scenario),
+        ("the_chart_installs_upgrades_and_uninstalls_without_a_trace", the_chart_installs_and_uninstalls),
         ("the_chart_grants_what_the_control_plane_needs_and_no_more", the_chart_grants_what_is_needed),
     ]
 }
@@ -52,6 +53,27 @@ fn objects(cluster: &Cluster) -> Result<Vec<String>> {
     let label = "app.kubernetes.io/part-of=weft";
     let text = cluster.kubectl(&["get", kinds, "-A", "-l", label, "-o", "name"], "")?;
     Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// The definitions in the chart are those of `weftctl`, and the manifests for kustomize are those of the chart. With WEFT_GOLDENS
+/// they are written.
+fn generated_files_are_current(cluster: &Cluster) -> Result<()> {
+    let compare = |path: &str, text: &str| {
+        let file = repository().join(path);
+        if std::env::var_os("WEFT_GOLDENS").is_some() {
+            std::fs::write(&file, text)?;
+        }
+        ensure!(std::fs::read_to_string(&file)? == text, "{path} is out of date: `make chart`");
+        Ok(())
+    };
+    compare("deploy/helm/weft/files/crds.yaml", &cluster.mesh.weftctl(&["install", "print"])?)?;
+    let manifests = run(cluster, &["template", "weft", &chart(), "-n", SPACE, "--kube-version", "1.29.0"])?;
+    let made = "# `make chart` makes this file of the chart in deploy/helm/weft.\n";
+    compare("deploy/kubernetes/weft.yaml", &format!("{made}{manifests}"))?;
+    let folder = repository().join("deploy/kubernetes").to_string_lossy().into_owned();
+    let applied = cluster.kubectl(&["kustomize", &folder], "")?;
+    ensure!(applied.contains("kind: Namespace") && applied.contains("kind: Deployment"), "{applied}");
+    Ok(())
 }
 
 fn the_chart_installs_and_uninstalls(cluster: &Cluster) -> Result<()> {
