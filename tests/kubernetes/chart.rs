@@ -67,7 +67,7 @@ fn generated_files_are_current(cluster: &Cluster) -> Result<()> {
         Ok(())
     };
     compare("deploy/helm/weft/files/crds.yaml", &cluster.mesh.weftctl(&["install", "print"])?)?;
-    let manifests = run(cluster, &["template", "weft", &chart(), "-n", SPACE, "--kube-version", "1.29.0"])?;
+    let manifests = run(cluster, &["template", "weft", &chart(), "-n", SPACE, "--kube-version", "1.32.0"])?;
     let made = "# `make chart` makes this file of the chart in deploy/helm/weft.\n";
     compare("deploy/kubernetes/weft.yaml", &format!("{made}{manifests}"))?;
     let folder = repository().join("deploy/kubernetes").to_string_lossy().into_owned();

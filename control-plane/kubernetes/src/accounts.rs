@@ -124,12 +124,14 @@ impl Accounts {
         }
         let answer = async {
             // Never closed.
-            let _slot = self.slots.acquire().await.ok();
+            let slot = self.slots.acquire().await.ok();
             let reviewed = self.reviewed(token).await?;
             let mut pod = self.pod(&reviewed).await?;
             // The kubelet reports the address of a pod some time after its containers have started.
+            drop(slot);
             while self.check_address && addresses(&pod).is_empty() && is_of(&pod, &reviewed) {
                 tokio::time::sleep(ADDRESS).await;
+                let _slot = self.slots.acquire().await.ok();
                 pod = self.pod(&reviewed).await?;
             }
             account(reviewed, &pod, self.check_address.then_some(remote))

@@ -197,9 +197,10 @@ pub struct Pod {
     pub workload: String,
 }
 
-/// Label and annotation of a pod with a sidecar.
+/// Label of a pod whose sidecar takes mutual TLS. Istio's sidecars have it too.
 const TLS_MODE: (&str, &str) = ("security.istio.io/tlsMode", "istio");
-const INJECTION_STATUS: &str = "sidecar.istio.io/status";
+/// Annotation of a pod with a sidecar of Istio, which has an identity of another authority.
+const OF_ISTIO: &str = "sidecar.istio.io/status";
 /// Labels with a workload's name, in Istio's order.
 const WORKLOAD_NAMES: [&str; 3] = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
 
@@ -208,7 +209,7 @@ impl Pod {
     pub fn of(object: &DynamicObject) -> Option<Pod> {
         let (spec, status): (PodSpec, PodStatus) = (part(&object.data, "spec"), part(&object.data, "status"));
         let labels = object.metadata.labels.clone().unwrap_or_default();
-        let annotated = object.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(INJECTION_STATUS));
+        let is_of_istio = object.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(OF_ISTIO));
         let labelled = labels.get(TLS_MODE.0).is_some_and(|mode| mode == TLS_MODE.1);
         let own = || object.metadata.name.clone().unwrap_or_default();
         let workload = WORKLOAD_NAMES.iter().find_map(|label| labels.get(*label)).cloned().unwrap_or_else(own);
@@ -218,7 +219,7 @@ impl Pod {
             node: spec.node_name,
             host_network: spec.host_network,
             deleting: object.metadata.deletion_timestamp.is_some(),
-            injected: annotated || labelled,
+            injected: labelled && !is_of_istio,
             labels,
             workload,
         };

@@ -126,8 +126,9 @@ pub async fn keep(client: Client, pem: String, mut namespaces: watch::Receiver<B
     }
 }
 
-/// Writes what is missing; the first failure ends the attempt.
+/// Writes what is missing, and returns the first failure: one namespace that takes no more objects concerns no other.
 async fn write(client: &Client, roots: &mut Roots, namespaces: &BTreeSet<String>) -> Result<(), Option<String>> {
+    let mut result = Ok(());
     for namespace in roots.missing(namespaces) {
         let object = json!({
             "apiVersion": "v1",
@@ -142,10 +143,13 @@ async fn write(client: &Client, roots: &mut Roots, namespaces: &BTreeSet<String>
             // The namespace is gone, or about to be.
             Err(kube::Error::Api(status))
                 if status.code == 404 || status.reason == "Forbidden" && is_ending(&status) => {}
-            Err(error) => return Err(refusal(Some(&error)).map(|text| format!("{namespace}: {text}"))),
+            Err(error) => {
+                let failure = Err(refusal(Some(&error)).map(|text| format!("{namespace}: {text}")));
+                result = result.and(failure);
+            }
         }
     }
-    Ok(())
+    result
 }
 
 /// The text of a refusal; `None`: the API server does not answer, which the watches of other kinds report.

@@ -30,7 +30,7 @@ const QUEUE: usize = 1024;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(1600), Duration::from_secs(30));
 /// Pause until a kind that the cluster does not have is looked for again.
 const ABSENT: Duration = Duration::from_secs(10);
-/// Longest wait for a connection to the API, and for a response other than a watch's.
+/// Longest wait for a connection to the API.
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// End of a watch, as other clients have it; the watch goes on from its last version.
 const WATCH_S: u32 = 290;
@@ -56,6 +56,8 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
             .context("there is no cluster around this process, and no kubeconfig: give one with --kubeconfig")?,
     };
     config.connect_timeout = Some(TIMEOUT);
+    // A watch is silent for as long as nothing happens; everything else answers sooner.
+    config.read_timeout = Some(Duration::from_secs(u64::from(WATCH_S) + 15));
     Client::try_from(config).context("the client of the Kubernetes API cannot be made")
 }
 

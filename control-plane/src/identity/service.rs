@@ -108,6 +108,12 @@ impl IdentityService {
         };
         let id = self.id(&namespace, &account);
         let id = id.map_err(|e| Status::invalid_argument(format!("the token's identity is not valid: {e}")))?;
+        // Sidecars believe its holder whatever it sends.
+        if SpiffeId::control_plane(self.ca.trust_domain()).is_ok_and(|own| own == id) {
+            let reason = format!("{id} is the identity of control planes: use another service account");
+            tracing::warn!(peer = %peer.remote, "join refused: {reason}");
+            return Err(Status::permission_denied(reason));
+        }
         Ok((id, services))
     }
 
@@ -213,6 +219,16 @@ mod tests {
         sign([10, 0, 0, 1], &cart).await.unwrap();
         tokio::time::advance(INTERVAL).await;
         sign([10, 0, 0, 1], &order).await.unwrap();
+
+        let reserved = tokens.create(&JoinClaims {
+            trust_domain: "cluster.local".into(),
+            namespace: "weft-system".into(),
+            service_account: "weft-control-plane".into(),
+            services: Vec::new(),
+            expires: u64::MAX,
+            root: String::new(),
+        });
+        assert_eq!(sign([10, 0, 0, 9], &reserved).await.unwrap_err().code(), Code::PermissionDenied);
 
         // Only an identity with a valid token is listed, until it gets a certificate.
         sign([10, 0, 0, 3], &token("late", 1)).await.unwrap_err();

@@ -15,7 +15,7 @@ use super::usage::account;
 use super::{Alive, Mesh, Node, RETRY, State};
 use crate::clock::unix_now;
 use crate::store::{Change, Changes, Record, Table, Watch};
-use weft_world::{Allocation, Changed, Instance, Origin};
+use weft_world::{Allocation, Changed, Instance, InstanceKey, Origin};
 
 /// Bound on the transactions that are applied together.
 const BATCH: usize = 256;
@@ -178,6 +178,9 @@ impl Applying {
         let Some(record) = record else {
             state.usage.remove(Table::Registrations, key);
             let key = key_of(key).ok_or("its key is not namespace/node/id")?;
+            if is_of_cluster(state, &key) {
+                return Ok(());
+            }
             let changed = state.world.remove(&key, unix_now());
             self.merge(changed);
             return Ok(());
@@ -186,6 +189,9 @@ impl Applying {
         let account = account(&stored.identity, &stored.namespace);
         state.usage.put(Table::Registrations, key, &account, record.value.len());
         let instance = instance_of(&stored).ok_or("its address or port is invalid")?;
+        if is_of_cluster(state, &instance.key()) {
+            return Err("an endpoint of the Kubernetes cluster has its key, and takes precedence".into());
+        }
         let none = BTreeMap::new();
         let node = state.nodes.get(&instance.node);
         let health = health_of(&instance.checks, node.map_or(&none, |n| &n.checks), node.is_some_and(|n| n.unknown));
@@ -293,6 +299,11 @@ impl Applying {
         self.merge(changed);
         Ok(())
     }
+}
+
+/// Whether a key is that of an endpoint of a Kubernetes cluster. One that came later than a registration has replaced it.
+fn is_of_cluster(state: &State, key: &InstanceKey) -> bool {
+    state.world.instance(key).is_some_and(|held| held.origin == Origin::Kubernetes)
 }
 
 impl State {

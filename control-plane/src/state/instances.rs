@@ -169,7 +169,8 @@ impl Mesh {
                         service_id: check.service_id.clone(),
                     };
                     let unknown = || format!("no service {:?}", check.service_id);
-                    let instance = state.world.instance(&key).ok_or_else(unknown)?;
+                    let instance = state.world.instance(&key).filter(|held| held.origin == Origin::Registry);
+                    let instance = instance.ok_or_else(unknown)?;
                     let mut wire = wire_of(instance);
                     wire.checks.retain(|c| c.check_id != check.check_id);
                     if !update.removed {

@@ -27,7 +27,9 @@ pub(crate) fn labels(patch: &mut Patch, owner: Option<&Owner>, settings: &Settin
     let name = label(&["app.kubernetes.io/name", "app"])
         .or_else(|| owner.map(|owner| owner.name.clone()))
         .or_else(|| pod.pointer("/metadata/name").and_then(Value::as_str).map(str::to_owned))
-        .map(|name| name.chars().take(MAX_LABEL).collect::<String>());
+        .map(|name| name.chars().take(MAX_LABEL).collect::<String>())
+        // A label ends with a letter or a digit, also where the name was cut.
+        .map(|name| name.trim_end_matches(|end: char| !end.is_ascii_alphanumeric()).to_owned());
     let version = label(&["app.kubernetes.io/version", "version"]).unwrap_or_else(|| "latest".to_owned());
     let mode = if settings.captures_inbound { "istio" } else { "disabled" };
     patch.set(&["metadata", "labels", "security.istio.io/tlsMode"], mode.into())?;
