@@ -2,6 +2,7 @@
 //! control plane follows it.
 
 mod cluster;
+mod gateway_api;
 mod source;
 
 use std::process::ExitCode;
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // They share a cluster, and one of them takes its API server away.
     arguments.test_threads = Some(1);
-    let scenarios: Vec<(&str, Scenario)> = source::all();
+    let scenarios: Vec<(&str, Scenario)> = [source::all(), gateway_api::all()].concat();
     if arguments.list {
         let trials = scenarios.into_iter().map(|(name, _)| Trial::test(name, || Ok(())));
         return libtest_mimic::run(&arguments, trials.collect()).exit_code();

@@ -8,7 +8,7 @@ use kube::api::DynamicObject;
 use serde_json::json;
 use weft_policy::{Document, Export, Kind, KubePort, KubeService, Object, Problem, TargetPort, protocol};
 use weft_proto::v1::{Health, Protocol};
-use weft_world::{Instance, InstanceKey, Origin};
+use weft_world::{Instance, InstanceKey, Origin, World};
 
 use crate::objects::{Key, Pod, Service, ServicePort, Slice, SliceEndpoint, address, key, node_locality};
 use crate::policies::Policies;
@@ -114,6 +114,11 @@ impl Cluster {
     /// The conditions that policies do not have yet.
     pub fn reports(&self) -> Vec<Report> {
         self.policies.reports()
+    }
+
+    /// The statuses of the Gateway API's objects that these do not have yet, by the decisions of `world`.
+    pub fn conditions(&self, world: &World) -> Vec<Report> {
+        self.policies.conditions(world)
     }
 
     /// The difference since the last call.

@@ -7,6 +7,7 @@
 //! back.
 
 mod cluster;
+mod conditions;
 pub mod objects;
 pub mod policies;
 pub mod status;

@@ -62,13 +62,13 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
 /// The kinds that are watched.
 fn resources() -> Vec<Resource> {
     let core = [Resource::Service, Resource::EndpointSlice, Resource::Pod, Resource::Node];
-    let policies = Kind::ALL.iter().copied().filter(|kind| is_custom(*kind)).map(Resource::Policy);
+    let policies = Kind::ALL.iter().copied().filter(|kind| is_watched(*kind)).map(Resource::Policy);
     core.into_iter().chain(policies).collect()
 }
 
-/// Whether a kind of policy is a custom resource. A Service of Kubernetes is an object of its own, and mesh-wide settings are
-/// no object of a cluster.
-fn is_custom(kind: Kind) -> bool {
+/// Whether a kind of policy is an object of a cluster that is read as a document. A Service is read as an object of its own,
+/// and mesh-wide settings are no object of a cluster.
+fn is_watched(kind: Kind) -> bool {
     !matches!(kind, Kind::Service | Kind::IstioOperator)
 }
 
@@ -96,6 +96,9 @@ pub(crate) async fn api_resource(client: &Client, resource: Resource) -> Result<
         Resource::Policy(kind) => kind,
     };
     let descriptor = kind.descriptor();
+    if descriptor.group.is_empty() {
+        return fixed("", kind.written(), descriptor.plural);
+    }
     let group = match client.list_api_groups().await?.groups.into_iter().find(|group| group.name == descriptor.group) {
         Some(group) => group,
         None => return Ok(None),
@@ -104,7 +107,7 @@ pub(crate) async fn api_resource(client: &Client, resource: Resource) -> Result<
     for version in descriptor.versions.iter().filter(|version| serves(&group, version)) {
         let listed = client.list_api_group_resources(&format!("{}/{version}", descriptor.group)).await?;
         if listed.resources.iter().any(|one| one.name == descriptor.plural) {
-            let kind = GroupVersionKind::gvk(descriptor.group, version, kind.name());
+            let kind = GroupVersionKind::gvk(descriptor.group, version, kind.written());
             return Ok(Some(ApiResource::from_gvk_with_plural(&kind, descriptor.plural)));
         }
     }
