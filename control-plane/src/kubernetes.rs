@@ -61,7 +61,8 @@ async fn run(
 ) {
     loop {
         // A writer that is behind gets the reports of the next batch: they are those that the objects do not have yet.
-        let reports = cluster.reports();
+        let mut reports = cluster.reports();
+        reports.extend(mesh.read(|world| cluster.conditions(world)));
         if !reports.is_empty() {
             let _ = statuses.try_send(reports);
         }

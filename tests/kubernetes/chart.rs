@@ -147,7 +147,7 @@ fn the_chart_grants_what_is_needed(cluster: &Cluster) -> Result<()> {
     let root = mesh.data_dir_of(2).join("root.pem");
     let (token, root, at) = (token.to_string_lossy(), root.to_string_lossy(), format!("{}:15014", mesh.center.ip));
     let args = ["--service-account-token", &token, "--root-certificate", &root, "--control-plane", &at];
-    let _sidecar = mesh.sidecar(&pod, "default", &[&args[..], &["--node-name", "granted"]].concat())?;
+    let _sidecar = mesh.sidecar(&pod, "default", &[&args[..], &["--node-name", "granted.granted"]].concat())?;
     let output = process.output();
     ensure!(!output.contains("forbidden") && !output.contains("grant "), "{output}");
 

@@ -22,7 +22,9 @@ fn sidecar(cluster: &Cluster, pod: &Pod, namespace: &str, account: &str, of: &st
     let token = cluster.bound_token(namespace, account, of, audience)?;
     let root = cluster.root(namespace)?;
     let (token, root) = (token.to_string_lossy(), root.to_string_lossy());
-    let args = ["--service-account-token", &token, "--root-certificate", &root, "--node-name", of];
+    let node = format!("{of}.{namespace}");
+    let args =
+        ["--service-account-token", &token, "--root-certificate", &root, "--node-name", &node, "--workload", account];
     cluster.mesh.sidecar_unready(pod, account, &args)
 }
 
@@ -46,7 +48,7 @@ fn pods_join_by_their_token(cluster: &Cluster) -> Result<()> {
     let answer = front.curl(&["http://order/"])?;
     ensure!(answer.contains("spiffe://cluster.local/ns/bank/sa/front"), "{answer}");
     // Its labels and the locality of its node come with its pod.
-    let route = mesh.weftctl(&["route", "--from", "bank-order", "http://order/"]);
+    let route = mesh.weftctl(&["route", "--from", "order.bank", "http://order/"]);
     ensure!(route.is_ok(), "{route:?}");
 
     // STRICT holds for pods of the cluster.

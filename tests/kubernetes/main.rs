@@ -3,6 +3,7 @@
 
 mod chart;
 mod cluster;
+mod gateway_api;
 mod identity;
 mod source;
 mod webhooks;
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // They share a cluster, and one of them takes its API server away.
     arguments.test_threads = Some(1);
-    let scenarios: Vec<(&str, Scenario)> = [source::all(), identity::all(), chart::all(), webhooks::all()].concat();
+    let scenarios: Vec<(&str, Scenario)> =
+        [source::all(), gateway_api::all(), identity::all(), chart::all(), webhooks::all()].concat();
     if arguments.list {
         let trials = scenarios.into_iter().map(|(name, _)| Trial::test(name, || Ok(())));
         return libtest_mimic::run(&arguments, trials.collect()).exit_code();

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use weft_tests::{Mesh, binary, wait_for};
 
 use crate::Scenario;
+use crate::certificates::Certificates;
 
 pub(crate) fn all() -> Vec<Scenario> {
     scenarios![http_routes_in_the_mesh_and_at_a_gateway]
@@ -19,6 +20,7 @@ spec:
   parentRefs:
   - {group: "", kind: Service, name: order-service}
   - {name: public, sectionName: http}
+  - {name: public, sectionName: shop}
   rules:
   - matches: [{path: {type: PathPrefix, value: /api/v2}}]
     filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]
@@ -36,10 +38,16 @@ spec:
   listeners:
   - {name: http, port: 8080, protocol: HTTP, hostname: "*.example.com"}
   - {name: other, port: 8080, protocol: HTTP, hostname: other.example.com}
+  - {name: shop, port: 8443, protocol: HTTPS, hostname: shop.example.com, tls: {certificateRefs: [{name: shop}]}}
+  - {name: admin, port: 8443, protocol: HTTPS, hostname: admin.example.com, tls: {certificateRefs: [{name: admin}]}}
 "#;
 
 fn http_routes_in_the_mesh_and_at_a_gateway() -> Result<()> {
     let mesh = Mesh::start(&[])?;
+    let certificates = Certificates::new(&mesh.center.folder("certificates"))?;
+    for name in ["shop", "admin"] {
+        certificates.leaf(name, &format!("{name}.example.com"))?;
+    }
     mesh.policy("order.yaml", ROUTES)?;
     let _order = mesh.instance("order1", "order-service", 8000, &[])?;
     let (front, _sidecar) = mesh.client("frontend")?;
@@ -48,6 +56,8 @@ fn http_routes_in_the_mesh_and_at_a_gateway() -> Result<()> {
     let (control, data) = (format!("{}:15012", mesh.center.ip), edge.folder("data").to_string_lossy().into_owned());
     let label = "gateway.networking.k8s.io/gateway-name=public";
     let args = ["gateway", "--control-plane", &control, "--token-file", &token, "--data-dir", &data, "--label", label];
+    let credentials = certificates.path("");
+    let args = [&args[..], &["--credentials", &credentials]].concat();
     let process = edge.spawn("gateway", binary("weft-sidecar")?, &args)?;
     let outside = mesh.pod("outside")?;
     let (inner, outer) = (mesh.vip("order-service")?, format!("{}:8080", edge.ip));
@@ -91,5 +101,14 @@ fn http_routes_in_the_mesh_and_at_a_gateway() -> Result<()> {
         &format!("http://{outer}/api/v2"),
     ])?;
     ensure!(status == "404", "{status}");
+    // TLS ends at the listener of the server name; a request for another listener's host came the wrong way.
+    for (host, wanted) in [("shop", "200"), ("admin", "421"), ("none", "404")] {
+        let (resolved, header) = (format!("shop.example.com:8443:{}", edge.ip), format!("Host: {host}.example.com"));
+        let url = "https://shop.example.com:8443/api/v2/a";
+        let ca = certificates.ca();
+        let args = ["-o", "/dev/null", "-w", "%{http_code}", "--cacert", &ca, "--resolve", &resolved];
+        let status = outside.curl(&[&args[..], &["-H", &header, url]].concat())?;
+        ensure!(status == wanted, "{host}: {status}");
+    }
     Ok(())
 }

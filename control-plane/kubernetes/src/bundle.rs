@@ -4,6 +4,7 @@
 //! Only configurations with the label [`LABEL`] are written, only this field of them, and only where it differs: the rest
 //! is the installation's. It is written again when something else sets it back, for example an upgrade.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use weft_core::backoff::Backoff;
 
 /// Label of the configurations that are written; its value is `true`.
@@ -69,26 +71,55 @@ async fn keep_kind<K: Configuration>(client: Client, root: &str) {
         Box::pin(watcher::watcher(api.clone(), config))
     };
     let (mut events, mut pauses) = (watch(), Backoff::new(PAUSES.0, PAUSES.1));
-    let mut is_reported = false;
-    while let Some(event) = events.next().await {
-        let result = match event {
-            Ok(Event::Apply(found) | Event::InitApply(found)) => write(&api, &found, root).await,
-            Ok(_) => Ok(()),
-            Err(error) => Err(error.to_string()),
-        };
-        let Err(error) = result else {
-            pauses.reset();
-            is_reported = false;
-            continue;
-        };
-        // One line for an outage.
-        if !is_reported {
-            tracing::warn!("no root certificate in each {kind} with the label {LABEL}: {error}; it is tried again");
+    let mut again = None;
+    // Names of objects whose failure has a line in the log, and of the watch: an outage has one.
+    let mut reported = BTreeSet::new();
+    let mut report = |name: &str, error: Option<String>| match error {
+        Some(error) if reported.insert(name.to_owned()) => {
+            tracing::warn!("no root certificate in {kind} {name} (label {LABEL}): {error}; it is tried again");
         }
-        is_reported = true;
-        tokio::time::sleep(pauses.pause(rand::random())).await;
-        // All are listed again: the write that failed has no further event.
-        events = watch();
+        Some(_) => {}
+        None => drop(reported.remove(name)),
+    };
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            // All are listed again: a write that failed has no further event.
+            () = wait(again) => {
+                (events, again) = (watch(), None);
+                continue;
+            }
+        };
+        match event {
+            Some(Ok(Event::Apply(found) | Event::InitApply(found))) => {
+                // One that cannot be written, perhaps another revision's, keeps no other from it.
+                let error = write(&api, &found, root).await.err();
+                if error.is_some() && again.is_none() {
+                    again = Some(Instant::now() + pauses.pause(rand::random()));
+                }
+                report(&found.name_any(), error);
+            }
+            Some(Ok(Event::InitDone)) => {
+                report("all", None);
+                if again.is_none() {
+                    pauses.reset();
+                }
+            }
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                report("all", Some(error.to_string()));
+                tokio::time::sleep(pauses.pause(rand::random())).await;
+                events = watch();
+            }
+            None => return,
+        }
+    }
+}
+
+async fn wait(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
     }
 }
 

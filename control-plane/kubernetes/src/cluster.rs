@@ -8,7 +8,7 @@ use kube::api::DynamicObject;
 use serde_json::json;
 use weft_policy::{Document, Export, Kind, KubePort, KubeService, Object, Problem, TargetPort, protocol};
 use weft_proto::v1::{Health, Protocol};
-use weft_world::{Instance, InstanceKey, Origin};
+use weft_world::{Instance, InstanceKey, Origin, World};
 
 use crate::objects::{
     Key, Pod, Service, ServicePort, Slice, SliceEndpoint, address, key, namespace_labels, node_locality,
@@ -27,8 +27,6 @@ pub enum Resource {
     Pod,
     /// `v1` Node.
     Node,
-    /// `v1` Namespace.
-    Namespace,
     /// Istio's kinds and those of other groups that policies are made of.
     Policy(Kind),
 }
@@ -51,7 +49,7 @@ pub struct Delta {
     pub upserts: Vec<Instance>,
     /// Instances that are gone.
     pub removed: Vec<InstanceKey>,
-    /// Pods with a sidecar that are new, have changed or, without a value, are gone.
+    /// Pods with a sidecar that are new, have changed or, without a value, are gone, by namespace and node.
     pub pods: Vec<(Key, Option<weft_world::Pod>)>,
     /// All documents; `None`: they are the same.
     pub documents: Option<Vec<Arc<Document>>>,
@@ -131,6 +129,11 @@ impl Cluster {
         self.policies.reports()
     }
 
+    /// The statuses of the Gateway API's objects that these do not have yet, by the decisions of `world`.
+    pub fn conditions(&self, world: &World) -> Vec<Report> {
+        self.policies.conditions(world)
+    }
+
     /// The difference since the last call.
     pub fn take_delta(&mut self) -> Delta {
         let mut delta = Delta::default();
@@ -138,7 +141,8 @@ impl Cluster {
             self.refresh(&service, &mut delta);
         }
         let pods = std::mem::take(&mut self.dirty_pods);
-        delta.pods = pods.into_iter().map(|key| (key.clone(), self.pod(&key))).collect();
+        let found = pods.into_iter().map(|key| ((key.0.clone(), node(&key.0, &key.1)), self.pod(&key)));
+        delta.pods = found.collect();
         if std::mem::take(&mut self.documents_changed) | self.policies.take_changed() {
             delta.documents = Some(self.documents.values().chain(self.policies.documents()).cloned().collect());
         }
@@ -151,7 +155,6 @@ impl Cluster {
             Resource::EndpointSlice => Box::new(self.slices.keys().cloned()),
             Resource::Pod => Box::new(self.pods.keys().cloned()),
             Resource::Node => Box::new(self.nodes.keys().map(|name| (String::new(), name.clone()))),
-            Resource::Namespace => Box::new(self.namespaces.keys().map(|name| (String::new(), name.clone()))),
             Resource::Policy(kind) => Box::new(self.policies.keys(kind).cloned()),
         }
     }
@@ -176,8 +179,12 @@ impl Cluster {
                     self.dirty_pods.extend(self.pods.keys().cloned());
                 }
             }
-            Resource::Namespace => drop(replace(&mut self.namespaces, &key.1, object.and_then(namespace_labels))),
-            Resource::Policy(kind) => self.policies.set(kind, key, object),
+            Resource::Policy(kind) => {
+                if kind == Kind::Namespace {
+                    replace(&mut self.namespaces, &key.1, object.and_then(namespace_labels));
+                }
+                self.policies.set(kind, key, object);
+            }
         }
     }
 
@@ -287,7 +294,8 @@ impl Cluster {
         let deleting = pod.is_some_and(|pod| pod.deleting) && !self.publishes_not_ready(service);
         Some(Instance {
             namespace: service.0.clone(),
-            node: name.unwrap_or_else(|| address.to_string()),
+            // Names of nodes are the mesh's, those of pods their namespace's.
+            node: name.map_or_else(|| address.to_string(), |name| node(&service.0, &name)),
             service_id: service.1.clone(),
             service: service.1.clone(),
             address,
@@ -331,6 +339,11 @@ impl Cluster {
         let of_zone = || endpoint.zone.as_ref().map(|zone| format!("/{zone}"));
         pod.and_then(Pod::locality).or_else(of_node).or_else(of_zone).unwrap_or_default()
     }
+}
+
+/// The name of a pod's sidecar as a node of the mesh.
+fn node(namespace: &str, pod: &str) -> String {
+    format!("{pod}.{namespace}")
 }
 
 /// The pod behind an endpoint.

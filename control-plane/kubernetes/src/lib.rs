@@ -9,6 +9,7 @@
 pub mod accounts;
 pub mod bundle;
 mod cluster;
+mod conditions;
 pub mod objects;
 pub mod policies;
 pub mod roots;

@@ -19,17 +19,17 @@ pub const ACCEPTED: &str = "weft.dev/Accepted";
 /// Bound on a condition's message, in bytes (`metav1.Condition`).
 const MESSAGE: usize = 32_768;
 
-/// A condition that an object should have.
+/// A status that an object should have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// The object.
     pub kind: Kind,
     /// Its namespace and name.
     pub key: Key,
-    /// The version of the object that the conditions belong to.
+    /// The version of the object that the status belongs to.
     pub resource_version: String,
-    /// All conditions, those of others included.
-    pub conditions: Vec<Value>,
+    /// Fields of the status, with the entries of other controllers.
+    pub status: Value,
 }
 
 /// The condition of a version with these problems.
@@ -95,12 +95,15 @@ pub async fn write(client: Client, mut reports: mpsc::Receiver<Vec<Report>>) {
 
 async fn write_one(client: &Client, report: &Report) -> Result<(), kube::Error> {
     let Some(resource) = api_resource(client, Resource::Policy(report.kind)).await? else { return Ok(()) };
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &report.key.0, &resource);
+    let api: Api<DynamicObject> = match report.key.0.as_str() {
+        "" => Api::all_with(client.clone(), &resource),
+        namespace => Api::namespaced_with(client.clone(), namespace, &resource),
+    };
     let patch = json!({
         "apiVersion": resource.api_version,
         "kind": resource.kind,
         "metadata": { "resourceVersion": report.resource_version },
-        "status": { "conditions": report.conditions },
+        "status": report.status,
     });
     match api.patch_status(&report.key.1, &PatchParams::default(), &Patch::Merge(patch)).await {
         Ok(_) => Ok(()),

@@ -63,14 +63,15 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
 
 /// The kinds that are watched.
 fn resources() -> Vec<Resource> {
-    let core = [Resource::Service, Resource::EndpointSlice, Resource::Pod, Resource::Node, Resource::Namespace];
-    let policies = Kind::ALL.iter().copied().filter(|kind| is_custom(*kind)).map(Resource::Policy);
+    let core = [Resource::Service, Resource::EndpointSlice, Resource::Pod, Resource::Node];
+    let policies = Kind::ALL.iter().copied().filter(|kind| is_watched(*kind)).map(Resource::Policy);
     core.into_iter().chain(policies).collect()
 }
 
-/// Whether a kind of policy is a custom resource that is followed.
-fn is_custom(kind: Kind) -> bool {
-    weft_policy::crd::definition(kind).is_some()
+/// Whether a kind of policy is an object of a cluster that is read as a document. A Service is read as an object of its own,
+/// and mesh-wide settings are no object of a cluster.
+fn is_watched(kind: Kind) -> bool {
+    !matches!(kind, Kind::Service | Kind::IstioOperator)
 }
 
 /// Watches all kinds, and names them. Each begins with a [`Change::Reset`].
@@ -94,10 +95,12 @@ pub(crate) async fn api_resource(client: &Client, resource: Resource) -> Result<
         Resource::EndpointSlice => return fixed("discovery.k8s.io", "EndpointSlice", "endpointslices"),
         Resource::Pod => return fixed("", "Pod", "pods"),
         Resource::Node => return fixed("", "Node", "nodes"),
-        Resource::Namespace => return fixed("", "Namespace", "namespaces"),
         Resource::Policy(kind) => kind,
     };
     let descriptor = kind.descriptor();
+    if descriptor.group.is_empty() {
+        return fixed("", kind.written(), descriptor.plural);
+    }
     let group = match client.list_api_groups().await?.groups.into_iter().find(|group| group.name == descriptor.group) {
         Some(group) => group,
         None => return Ok(None),
@@ -106,7 +109,7 @@ pub(crate) async fn api_resource(client: &Client, resource: Resource) -> Result<
     for version in descriptor.versions.iter().filter(|version| serves(&group, version)) {
         let listed = client.list_api_group_resources(&format!("{}/{version}", descriptor.group)).await?;
         if listed.resources.iter().any(|one| one.name == descriptor.plural) {
-            let kind = GroupVersionKind::gvk(descriptor.group, version, kind.name());
+            let kind = GroupVersionKind::gvk(descriptor.group, version, kind.written());
             return Ok(Some(ApiResource::from_gvk_with_plural(&kind, descriptor.plural)));
         }
     }
@@ -270,7 +273,6 @@ pub fn name(resource: Resource) -> &'static str {
         Resource::EndpointSlice => "EndpointSlice",
         Resource::Pod => "Pod",
         Resource::Node => "Node",
-        Resource::Namespace => "Namespace",
         Resource::Policy(kind) => kind.name(),
     }
 }

@@ -83,7 +83,7 @@ pub fn apply(filters: &[Filter], request: &RequestView<'_>, mut random: impl FnM
                         effect.get_or_insert_default().grant = Some(Grant { cors: cors.clone(), origin });
                         continue;
                     }
-                    CrossOrigin::Preflight(origin) => cors.preflight(origin, &mut headers),
+                    CrossOrigin::Preflight(origin) => cors.preflight(origin, request, &mut headers),
                     CrossOrigin::UnmatchedPreflight => {}
                 }
                 effect.get_or_insert_default().end = Some(End::Respond(headers));
@@ -124,6 +124,7 @@ mod tests {
             max_age: None,
             credentials: false,
             answers_unmatched_preflights: true,
+            reflects_wildcards: false,
         };
         let abort = Some((Share::percent(50.0), Abort::Http(StatusCode::IM_A_TEAPOT)));
         let fault = Fault { delay: Some((Share::percent(50.0), Duration::from_secs(1))), abort };

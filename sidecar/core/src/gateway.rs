@@ -39,6 +39,8 @@ pub struct Server {
     pub virtual_hosts: Vec<(Arc<str>, Arc<str>)>,
     /// With [`ServerProtocol::Tls`]: the server name identifies an exported service, see [`MeshServerName`].
     pub auto_passthrough: bool,
+    /// Hosts of other servers of the port, whose requests are refused here, see [`is_misdirected`].
+    pub hosts_elsewhere: Vec<Arc<str>>,
 }
 
 impl Server {
@@ -191,6 +193,13 @@ pub fn service<'a>(
     best.map(|(_, server, service)| (server, service))
 }
 
+/// Whether a request for `host` belongs to another server of the port than the one that its connection was opened for (421,
+/// RFC 9110, 15.5.20).
+pub fn is_misdirected(servers: &[Arc<Server>], host: &str) -> bool {
+    let best = |hosts: &[Arc<str>]| hosts.iter().filter_map(|own| specificity(own, host)).max();
+    servers.iter().any(|server| best(&server.hosts_elsewhere) > best(&server.hosts))
+}
+
 /// The server of a port for a TLS server name; `""`: the client sent none, which only `*` matches. The hosts of an
 /// AUTO_PASSTHROUGH server match the service inside the server name, as in Istio.
 pub fn by_server_name<'a>(servers: &'a [Arc<Server>], name: &str) -> Option<&'a Arc<Server>> {
@@ -239,8 +248,27 @@ mod tests {
             https_redirect: false,
             hosts: hosts.iter().map(|host| Arc::from(*host)).collect(),
             auto_passthrough: false,
+            hosts_elsewhere: Vec::new(),
             virtual_hosts: domains.iter().map(|(d, s)| (Arc::from(*d), Arc::from(*s))).collect(),
         })
+    }
+
+    #[test]
+    fn a_request_of_another_servers_host_is_misdirected() {
+        let of = |own: &[&str], elsewhere: &[&str]| {
+            let elsewhere = elsewhere.iter().map(|host| Arc::from(*host)).collect();
+            vec![Arc::new(Server { hosts_elsewhere: elsewhere, ..Arc::unwrap_or_clone(server("s", own, &[])) })]
+        };
+        for (own, elsewhere, host, wanted) in [
+            ("a.example", "b.example", "b.example", true),
+            ("a.example", "b.example", "a.example", false),
+            ("a.example", "b.example", "c.example", false),
+            ("*", "*.example", "b.example", true),
+            ("*.example", "*", "b.example", false),
+        ] {
+            assert_eq!(is_misdirected(&of(&[own], &[elsewhere]), host), wanted, "{own} {elsewhere} {host}");
+        }
+        assert!(!is_misdirected(&of(&["a.example"], &[]), "b.example"));
     }
 
     #[test]

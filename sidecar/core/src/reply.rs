@@ -67,6 +67,8 @@ pub enum Reason {
     UpgradeRefused { token: String },
     /// CONNECT to a service of the mesh.
     ConnectRefused,
+    /// The request's host belongs to another server of a gateway than its connection.
+    Misdirected,
     /// Plaintext on a port with STRICT mTLS.
     PlaintextRefused,
     /// An abort by the route's fault injection.
@@ -168,6 +170,7 @@ impl Reason {
             Reason::UnsupportedCoding { .. } => ("unsupported_coding", 501, Flag::DownstreamProtocolError),
             Reason::UnsupportedVersion => ("unsupported_version", 505, Flag::DownstreamProtocolError),
             Reason::ConnectRefused => ("connect_refused", 404, Flag::NoRoute),
+            Reason::Misdirected => ("misdirected", 421, Flag::NoRoute),
             Reason::PlaintextRefused => ("plaintext_refused", 403, Flag::UnauthorizedExternalService),
             Reason::Fault(Abort::Http(status)) => ("fault_injected", status.as_u16(), Flag::FaultInjected),
             Reason::Fault(Abort::Grpc(code)) => ("fault_injected", grpc_to_http(*code).as_u16(), Flag::FaultInjected),
@@ -194,7 +197,7 @@ impl Reason {
             Reason::Overflow(_) => reset("overflow").into(),
             // Envoy sends no body here.
             Reason::NoRoute | Reason::ClusterUndefined(_) | Reason::UnknownHost => "".into(),
-            Reason::UpgradeRefused { .. } | Reason::ConnectRefused => "".into(),
+            Reason::UpgradeRefused { .. } | Reason::ConnectRefused | Reason::Misdirected => "".into(),
             Reason::ConnectFailure { detail } | Reason::PeerIdentityMismatch { detail } if detail.is_empty() => {
                 reset("remote connection failure").into()
             }

@@ -168,6 +168,9 @@ async fn place(down: &Downstream, parts: &Parts) -> Place {
 /// The destination of a request at a gateway, by its authority.
 async fn entered(down: &Downstream, entrance: &Entrance, parts: &Parts) -> Place {
     let host = names::normalise(authority(parts));
+    if gateway::is_misdirected(&entrance.servers, &host) {
+        return Place::None(Reason::Misdirected);
+    }
     let Some((server, service)) = gateway::service(&entrance.servers, &host) else {
         let redirect = entrance.servers.iter().any(|server| server.https_redirect);
         return if redirect { Place::Https } else { Place::None(Reason::NoRoute) };

@@ -64,8 +64,10 @@ pub(crate) fn proxy(config: &Config, settings: &Settings, pod: &Value, grace_s: 
         "command": ["weft-sidecar"],
         "args": arguments(config, settings, pod, grace_s),
         "env": [
-            // The control plane knows the pod by its name.
-            { "name": "WEFT_NODE_NAME", "valueFrom": field("metadata.name") },
+            { "name": "POD_NAME", "valueFrom": field("metadata.name") },
+            { "name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace") },
+            // The control plane knows the pod by this name.
+            { "name": "WEFT_NODE_NAME", "value": "$(POD_NAME).$(POD_NAMESPACE)" },
             { "name": "INSTANCE_IP", "valueFrom": field("status.podIP") },
             { "name": "WEFT_LOG", "value": settings.log_level },
         ],

@@ -76,7 +76,7 @@ fn a_service_with_pods_is_a_host_with_endpoints() {
     let mut cluster = cluster();
     let delta = cluster.take_delta();
     let one = only(&delta);
-    assert_eq!((one.host().as_str(), one.node.as_str()), ("order.shop.svc.cluster.local", "order-1"));
+    assert_eq!((one.host().as_str(), one.node.as_str()), ("order.shop.svc.cluster.local", "order-1.shop"));
     assert_eq!((one.address.to_string().as_str(), one.port), ("10.244.0.5", 8080));
     assert_eq!(one.identity, "spiffe://cluster.local/ns/shop/sa/orders");
     assert_eq!((one.locality.as_str(), one.labels["version"].as_str()), ("eu/eu-a", "v1"));
@@ -99,7 +99,7 @@ fn an_endpoint_waits_for_its_own_pod() {
     assert!(cluster.take_delta().upserts.is_empty(), "a pod of an earlier life of the name");
     apply(&mut cluster, Resource::Pod, pod("order-2", "uid-order-2", json!({}), json!({})));
     let delta = cluster.take_delta();
-    assert_eq!((only(&delta).node.as_str(), only(&delta).identity.as_str()), ("order-2", ""), "it has no sidecar");
+    assert_eq!((only(&delta).node.as_str(), only(&delta).identity.as_str()), ("order-2.shop", ""), "it has no sidecar");
     delete(&mut cluster, Resource::Pod, "shop", "order-2");
     assert_eq!(cluster.take_delta().removed.len(), 1);
 }
@@ -238,7 +238,7 @@ fn pods_with_a_sidecar_are_known_with_their_locality_whether_a_service_has_them_
         |delta: Delta| delta.pods.into_iter().filter_map(|((_, name), pod)| Some((name, pod?))).collect::<Vec<_>>();
     let pods = known(cluster.take_delta());
     let [(name, pod)] = &pods[..] else { panic!("{pods:?}") };
-    assert_eq!((name.as_str(), pod.locality.as_str()), ("order-1", "eu/eu-a"));
+    assert_eq!((name.as_str(), pod.locality.as_str()), ("order-1.shop", "eu/eu-a"));
     assert_eq!(pod.identity, "spiffe://cluster.local/ns/shop/sa/orders");
     assert_eq!(pod.labels["version"], "v1");
 
@@ -246,10 +246,10 @@ fn pods_with_a_sidecar_are_known_with_their_locality_whether_a_service_has_them_
     apply(&mut cluster, Resource::Pod, pod_of_labels("client", injected));
     apply(&mut cluster, Resource::Pod, pod_of_labels("plain", json!({})));
     let pods = known(cluster.take_delta());
-    assert!(pods.len() == 1 && pods[0].0 == "client" && pods[0].1.locality == "us/us-b", "{pods:?}");
+    assert!(pods.len() == 1 && pods[0].0 == "client.shop" && pods[0].1.locality == "us/us-b", "{pods:?}");
 
     delete(&mut cluster, Resource::Pod, "shop", "client");
-    assert_eq!(cluster.take_delta().pods, [(("shop".to_owned(), "client".to_owned()), None)]);
+    assert_eq!(cluster.take_delta().pods, [(("shop".to_owned(), "client.shop".to_owned()), None)]);
 }
 
 fn pod_of_labels(name: &str, labels: Value) -> Value {

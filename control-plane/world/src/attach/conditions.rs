@@ -3,7 +3,7 @@
 use super::listeners::{self, ListenerState};
 use super::{Rejection, backend, backend_tls, services};
 use crate::world::World;
-use weft_policy::{CONTROLLER, Document, Kind, Object, ParentRef};
+use weft_policy::{CONTROLLER, Document, Object, ObjectRef, ParentRef};
 
 /// `controllerName` of the status at Services.
 pub const MESH_CONTROLLER: &str = "weft.dev/mesh-controller";
@@ -99,6 +99,18 @@ pub fn of_route<'a>(world: &World, document: &'a Document) -> Vec<ParentStatus<'
     parents.iter().enumerate().filter_map(one).collect()
 }
 
+/// The status of a route that cannot be read, at a parent; `None`: the parent is not this mesh's.
+pub fn of_refused(world: &World, parent: &ObjectRef, message: &str) -> Option<(&'static str, Vec<Condition>)> {
+    let controller = if parent.is_service() {
+        MESH_CONTROLLER
+    } else {
+        let document = world.policies().gateway_api().gateway(&parent.namespace, &parent.name);
+        listeners::gateway(world, document.filter(|_| parent.is_gateway())?)?;
+        CONTROLLER
+    };
+    Some((controller, vec![Condition::bad("Accepted", Rejection::new("UnsupportedValue", message))]))
+}
+
 /// Whether all backends of a route can be used.
 fn resolved(world: &World, document: &Document, granted: bool) -> Result<(), Rejection> {
     for (path, of) in document.object.backends() {
@@ -164,10 +176,4 @@ pub fn of_class(document: &Document) -> Vec<Condition> {
         Object::GatewayClass(class) if class.controller == CONTROLLER => vec![Condition::good("Accepted", "Accepted")],
         _ => Vec::new(),
     }
-}
-
-/// Whether objects of a kind have a status here.
-pub fn have(kind: Kind) -> bool {
-    let routes = matches!(kind, Kind::HTTPRoute | Kind::GRPCRoute | Kind::TLSRoute | Kind::TCPRoute);
-    routes || matches!(kind, Kind::KubernetesGateway | Kind::GatewayClass)
 }

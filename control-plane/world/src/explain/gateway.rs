@@ -96,7 +96,13 @@ impl Facts {
         query: &Query,
         now: Instant,
     ) -> Result<Explanation, CompileError> {
-        let behind = gateway::service(servers, &normalise(&query.authority));
+        let host = normalise(&query.authority);
+        if gateway::is_misdirected(servers, &host) {
+            explanation.host.because = "another server of this port has this host".to_owned();
+            explanation.verdict = refused(&Reason::Misdirected, "");
+            return Ok(explanation);
+        }
+        let behind = gateway::service(servers, &host);
         let redirects = match behind {
             Some((server, _)) => server.https_redirect,
             None => servers.iter().any(|server| server.https_redirect),

@@ -69,17 +69,7 @@ fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)> {
             };
             virtual_service.http.iter().map(|r| (Some(r.place), compiled(&route(r)))).collect()
         }
-        Object::HTTPRoute(content) | Object::GRPCRoute(content) => {
-            let world = World::new("", 1);
-            let client = Scope::of(&document.namespace);
-            let rule = |rule: &HttpRule| {
-                let mut clusters = Clusters::new(&world, &client, None);
-                let matches = rule.matches.iter().map(|one| one.http.clone()).collect();
-                let routes = vec![clusters.rule(document, rule, matches, 80)];
-                compiled(&with_routes(routes, clusters))
-            };
-            content.rules.iter().map(|one| (Some(one.place), rule(one))).collect()
-        }
+        Object::HTTPRoute(content) | Object::GRPCRoute(content) => of_rules(document, &content.rules),
         Object::ServiceEntry(_) | Object::Service(_) => {
             let world = alone(document);
             let client = Scope::of(&document.namespace);
@@ -129,6 +119,19 @@ fn dry_run(document: &Document) -> Vec<(Option<Place>, CompileError)> {
         CompileError { field: field.unwrap_or(&error.field).to_owned(), ..error }
     };
     refused.into_iter().filter_map(|(place, result)| Some((place, problem(result.err()?)))).collect()
+}
+
+/// The rules of a route of the Gateway API, each alone.
+fn of_rules(document: &Document, rules: &[HttpRule]) -> Vec<(Option<Place>, Result<(), CompileError>)> {
+    let world = World::new("", 1);
+    let client = Scope::of(&document.namespace);
+    let rule = |rule: &HttpRule| {
+        let mut clusters = Clusters::new(&world, &client, None);
+        let matches = rule.matches.iter().map(|one| one.http.clone()).collect();
+        let routes = vec![clusters.rule(document, rule, matches, 80)];
+        compiled(&with_routes(routes, clusters))
+    };
+    rules.iter().map(|one| (Some(one.place), rule(one))).collect()
 }
 
 fn compiled(service: &v1::Service) -> Result<(), CompileError> {

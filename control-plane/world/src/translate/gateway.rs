@@ -47,11 +47,19 @@ fn of_listeners(world: &World, namespace: &str, name: &str) -> Vec<v1::GatewaySe
             protocol: protocol.into(),
             tls: tls.then(|| v1::GatewayTls { certificates, ..Default::default() }),
             hosts: vec![state.hostname().to_owned()],
+            hosts_elsewhere: if tls { elsewhere(&all, state) } else { Vec::new() },
             virtual_hosts: domains.into_iter().map(virtual_host).collect(),
             ..v1::GatewayServer::default()
         })
     };
     all.iter().filter(|state| state.is_programmed()).filter_map(server).collect()
+}
+
+/// The hostnames of the other listeners of a listener's port.
+fn elsewhere(all: &[ListenerState<'_>], state: &ListenerState<'_>) -> Vec<String> {
+    let (port, name) = (state.listener.port, &state.listener.name);
+    let others = all.iter().filter(|other| other.listener.port == port && other.listener.name != *name);
+    others.filter(|other| other.is_programmed()).map(|other| other.hostname().to_owned()).collect()
 }
 
 /// The service behind a domain of a listener. Without a route its requests are answered 404.
@@ -122,6 +130,7 @@ fn of_server(world: &World, document: &Document, _: &Gateway, server: &Server) -
         virtual_hosts,
         auto_passthrough: server.auto_passthrough,
         bind: server.bind.map(|address| address.to_string()).unwrap_or_default(),
+        hosts_elsewhere: Vec::new(),
     }
 }
 

@@ -20,8 +20,8 @@ pub(super) use gateway_api::{parent_hosts, targets};
 
 use super::{MESH_SUFFIX, Scope, fqdn};
 use weft_policy::{
-    Document, MeshConfig, Object, PeerAuthentication, ServiceEntry, Sidecar, Subnet, VirtualService, WorkloadEntry,
-    canonical, is_root, mesh_config,
+    Document, KubeService, MeshConfig, Object, PeerAuthentication, ServiceEntry, Sidecar, Subnet, VirtualService,
+    WorkloadEntry, canonical, is_root, mesh_config,
 };
 
 /// The indexes. Every list is sorted by age: of two with the same claim, the first wins.
@@ -122,17 +122,7 @@ impl Policies {
                     self.add_entry(host, document, entry);
                 }
             }
-            Object::Service(service) => {
-                let host = fqdn(&document.name, namespace);
-                if let Some(address) = service.cluster_ip {
-                    let prefix = if address.is_ipv4() { 32 } else { 128 };
-                    self.ranges.push((Subnet { address, prefix }, host.clone(), namespace.clone()));
-                }
-                if let Some(target) = &service.alias {
-                    self.aliases.entry(target.clone()).or_default().insert(host.clone());
-                }
-                self.services.insert(host, document.clone());
-            }
+            Object::Service(service) => self.add_service(document, service),
             Object::WorkloadEntry(workload) => {
                 for label in workload.labels.iter().map(Some).chain([None]) {
                     self.workloads.entry(labelled(namespace, label)).or_default().push(document.clone());
@@ -151,6 +141,18 @@ impl Policies {
                 self.exports.insert(fqdn(&document.name, namespace));
             }
         }
+    }
+
+    fn add_service(&mut self, document: &Arc<Document>, service: &KubeService) {
+        let host = fqdn(&document.name, &document.namespace);
+        if let Some(address) = service.cluster_ip {
+            let prefix = if address.is_ipv4() { 32 } else { 128 };
+            self.ranges.push((Subnet { address, prefix }, host.clone(), document.namespace.clone()));
+        }
+        if let Some(target) = &service.alias {
+            self.aliases.entry(target.clone()).or_default().insert(host.clone());
+        }
+        self.services.insert(host, document.clone());
     }
 
     /// Of several ServiceEntries of a host in one namespace the oldest applies, and those that can join it.

@@ -56,6 +56,7 @@ fn server(message: &v1::GatewayServer) -> Result<Server> {
             .map(|host| (Arc::from(host.domain.to_ascii_lowercase()), Arc::from(host.service.as_str())))
             .collect(),
         auto_passthrough: message.auto_passthrough && protocol == ServerProtocol::Tls,
+        hosts_elsewhere: message.hosts_elsewhere.iter().map(|host| host.as_str().into()).collect(),
     })
 }
 

@@ -168,12 +168,7 @@ pub(super) fn forward(
     let rewrite = rewrite.map(path_rewrite).transpose().at("rewrite")?.flatten();
     // With a single hashed destination, a request belongs to one endpoint.
     let retry_selection = retry_selection(message.retry.as_ref(), !single || hash.is_empty());
-    let mut mirrors = Vec::with_capacity(message.mirrors.len());
-    for (i, item) in message.mirrors.iter().enumerate() {
-        let at = format_args!("mirrors[{i}]").to_string();
-        let cluster = cluster_index(item.cluster, clusters).at("cluster").at(&at)?;
-        mirrors.push(Mirror { cluster, share: share(item.percent, "percent").at(&at)? });
-    }
+    let mirrors = mirrors(message, clusters)?;
     let undefined_status = match message.cluster_not_found_response_code {
         0 => StatusCode::SERVICE_UNAVAILABLE,
         code => status(code).at("cluster_not_found_response_code")?,
@@ -189,6 +184,16 @@ pub(super) fn forward(
         hash,
         undefined_status,
     })
+}
+
+fn mirrors(message: &v1::Forward, clusters: &[Arc<Cluster>]) -> Result<Vec<Mirror>> {
+    let mut mirrors = Vec::with_capacity(message.mirrors.len());
+    for (i, item) in message.mirrors.iter().enumerate() {
+        let at = format_args!("mirrors[{i}]").to_string();
+        let cluster = cluster_index(item.cluster, clusters).at("cluster").at(&at)?;
+        mirrors.push(Mirror { cluster, share: share(item.percent, "percent").at(&at)? });
+    }
+    Ok(mirrors)
 }
 
 fn path_rewrite(message: &v1::Rewrite) -> Result<Option<Rewrite>> {
@@ -258,6 +263,7 @@ fn cors(message: &v1::Cors) -> Result<Cors> {
         max_age: message.max_age_s.map(HeaderValue::from),
         credentials: message.allow_credentials,
         answers_unmatched_preflights: message.ignore_unmatched_preflights,
+        reflects_wildcards: message.reflect_wildcards && message.allow_credentials,
     })
 }
 

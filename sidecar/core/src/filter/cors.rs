@@ -3,8 +3,8 @@
 
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
-    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD,
-    ORIGIN,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
+    ACCESS_CONTROL_REQUEST_METHOD, ORIGIN,
 };
 use http::{HeaderMap, HeaderValue, Method};
 
@@ -26,6 +26,8 @@ pub struct Cors {
     pub max_age: Option<HeaderValue>,
     /// `access-control-allow-credentials`
     pub credentials: bool,
+    /// Answer preflights with what they ask for where the policy has `*`.
+    pub reflects_wildcards: bool,
     /// Answer preflights of other origins locally instead of forwarding them.
     pub answers_unmatched_preflights: bool,
 }
@@ -62,16 +64,20 @@ impl Cors {
     }
 
     /// Adds the headers of the response to a preflight.
-    pub fn preflight(&self, origin: HeaderValue, answer: &mut HeaderMap) {
+    pub fn preflight(&self, origin: HeaderValue, request: &RequestView<'_>, answer: &mut HeaderMap) {
         self.allow(origin, answer);
+        let asked = |value: &Option<HeaderValue>, name| match value {
+            Some(any) if self.reflects_wildcards && any == "*" => request.headers.get(name).cloned(),
+            value => value.clone(),
+        };
         let all = [
-            (ACCESS_CONTROL_ALLOW_METHODS, &self.methods),
-            (ACCESS_CONTROL_ALLOW_HEADERS, &self.headers),
-            (ACCESS_CONTROL_EXPOSE_HEADERS, &self.exposed),
-            (ACCESS_CONTROL_MAX_AGE, &self.max_age),
+            (ACCESS_CONTROL_ALLOW_METHODS, asked(&self.methods, ACCESS_CONTROL_REQUEST_METHOD)),
+            (ACCESS_CONTROL_ALLOW_HEADERS, asked(&self.headers, ACCESS_CONTROL_REQUEST_HEADERS)),
+            (ACCESS_CONTROL_EXPOSE_HEADERS, self.exposed.clone()),
+            (ACCESS_CONTROL_MAX_AGE, self.max_age.clone()),
         ];
         for (name, value) in all {
-            answer.extend(value.clone().map(|value| (name, value)));
+            answer.extend(value.map(|value| (name, value)));
         }
     }
 
@@ -105,6 +111,7 @@ mod tests {
             max_age: Some(HeaderValue::from_static("60")),
             credentials: true,
             answers_unmatched_preflights: false,
+            reflects_wildcards: false,
         }
     }
 
@@ -156,9 +163,23 @@ mod tests {
         let policy = cors(StringMatch::Any);
         let origin = || HeaderValue::from_static("https://a.example");
         let mut answer = HeaderMap::new();
-        policy.preflight(origin(), &mut answer);
+        let none = HeaderMap::new();
+        policy.preflight(origin(), &view("/", "h", &none), &mut answer);
         assert_eq!(answer.len(), 5);
         assert!(answer[ACCESS_CONTROL_ALLOW_METHODS] == "GET,POST" && answer[ACCESS_CONTROL_MAX_AGE] == "60");
+        // With credentials browsers take a `*` for a method or header of that name.
+        let any = || Some(HeaderValue::from_static("*"));
+        let asked = HeaderMap::from_iter([
+            (ACCESS_CONTROL_REQUEST_METHOD, HeaderValue::from_static("PUT")),
+            (ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::from_static("x-a,x-b")),
+        ]);
+        for (reflects_wildcards, wanted) in [(true, ["PUT", "x-a,x-b"]), (false, ["*", "*"])] {
+            let policy = Cors { methods: any(), headers: any(), reflects_wildcards, ..cors(StringMatch::Any) };
+            let mut answer = HeaderMap::new();
+            policy.preflight(origin(), &view("/", "h", &asked), &mut answer);
+            let found = [&answer[ACCESS_CONTROL_ALLOW_METHODS], &answer[ACCESS_CONTROL_ALLOW_HEADERS]];
+            assert_eq!(found, wanted);
+        }
         let mut answer = HeaderMap::from_iter([(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"))]);
         policy.actual(origin(), &mut answer);
         assert_eq!((answer.len(), answer.get_all(ACCESS_CONTROL_ALLOW_ORIGIN).iter().count()), (3, 1));

@@ -34,6 +34,7 @@ fn replies_match_envoys_status_flag_and_body() {
         (Reason::UnsupportedVersion, 505, "DPE", "the version is neither HTTP/1.0 nor HTTP/1.1".to_owned()),
         (Reason::UpgradeRefused { token: "foo".into() }, 403, "-", String::new()),
         (Reason::ConnectRefused, 404, "NR", String::new()),
+        (Reason::Misdirected, 421, "NR", String::new()),
     ] {
         let reply = LocalReply::new(&reason, "");
         let actual = (reply.status.as_u16(), reply.flag.map_or("-", ResponseFlag::as_str), &*reply.body);

@@ -32,7 +32,7 @@ pub struct Config {
     /// PEM file with the mesh's root certificates, for --service-account-token.
     #[arg(long, value_name = "FILE", env = "WEFT_ROOT_CERTIFICATE", requires = "service_account_token")]
     pub root_certificate: Option<PathBuf>,
-    /// Name of this node in the mesh, in Kubernetes the pod's [default: the host name and a number that the data folder keeps].
+    /// Name of this node in the mesh, in Kubernetes POD.NAMESPACE [default: the host name and a number that the data folder keeps].
     #[arg(long, value_name = "NAME", env = "WEFT_NODE_NAME")]
     pub node_name: Option<String>,
     /// Folder for the certificate and the last state (0600), so that a restart needs no control plane.
@@ -183,7 +183,7 @@ pub struct GatewayConfig {
     /// PEM file with the mesh's root certificates, for --service-account-token.
     #[arg(long, value_name = "FILE", env = "WEFT_ROOT_CERTIFICATE", requires = "service_account_token")]
     root_certificate: Option<PathBuf>,
-    /// Name of this node in the mesh, in Kubernetes the pod's [default: the host name and a number that the data folder keeps].
+    /// Name of this node in the mesh, in Kubernetes POD.NAMESPACE [default: the host name and a number that the data folder keeps].
     #[arg(long, value_name = "NAME", env = "WEFT_NODE_NAME")]
     node_name: Option<String>,
     /// Folder for the certificate and the last state (0600).

@@ -71,5 +71,6 @@ pub(super) fn decode(fields: &Fields<'_>) -> v1::Cors {
         max_age_s: age.map(|ms| ms / 1000),
         allow_credentials: fields.boolean("allowCredentials").unwrap_or_default(),
         ignore_unmatched_preflights: ignore,
+        reflect_wildcards: false,
     }
 }

@@ -287,5 +287,6 @@ fn cors(fields: &Fields<'_>) -> v1::Cors {
         max_age_s: fields.number("maxAge", 1..=i64::from(i32::MAX)).or(Some(5)),
         allow_credentials: fields.boolean("allowCredentials").unwrap_or_default(),
         ignore_unmatched_preflights: true,
+        reflect_wildcards: true,
     }
 }
