@@ -1,11 +1,16 @@
 # Two commands matter: `make demo` and `make test`.
 
-.PHONY: demo test install build check bench fuzz fields commands chart
+.PHONY: demo demo-kubernetes test install build check bench fuzz fields commands chart
 
 # A mesh in network namespaces, explained as it runs. CHECK=1: once, every claim verified, exit status 0 or 1.
 demo: install
 	cargo build --locked
 	cargo run --locked -q -p weft-tests --bin demo
+
+# The same for pods of a Kubernetes node that is made for it, as root. On a cluster of your own: deploy/demo/kubernetes/demo.sh.
+demo-kubernetes: install
+	cargo build --locked
+	cargo test --locked -p weft-tests --test pods the_demo -- --nocapture
 
 # Everything: builds, lints, unit and property tests, scenarios, real clients, the same cases beside Envoy, a moment of fuzzing. What
 # cannot run fails and says why.

@@ -121,8 +121,9 @@ impl Node {
         child.stdin.take().context("no input")?.write_all(input.as_bytes())?;
         let output = child.wait_with_output()?;
         let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{}: {errors}", command.join(" "));
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "{}: {errors}\n{text}", command.join(" "));
+        Ok(text)
     }
 
     /// The output of kubectl.

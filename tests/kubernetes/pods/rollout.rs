@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use weft_tests::wait_for;
+use weft_tests::{repository, wait_for};
 
 use crate::Scenario;
 use crate::node::{Node, READY, SPACE};
@@ -17,6 +17,7 @@ pub(crate) fn all() -> Vec<(&'static str, Scenario)> {
         ("a_control_plane_that_restarts_during_a_rollout_fails_no_request", a_control_plane_restarts_during_a_rollout),
         ("a_stateful_set_is_reached_by_the_names_of_its_pods", a_stateful_set_is_reached),
         ("a_job_with_an_init_container_completes", a_job_completes),
+        ("the_demo_shows_what_it_claims", the_demo_shows_what_it_claims),
         ("a_namespace_that_is_deleted_leaves_the_mesh", a_namespace_is_deleted),
     ]
 }
@@ -179,6 +180,14 @@ fn a_job_completes(node: &Node) -> Result<()> {
     node.kubectl(&["-n", "jobs", "wait", "--for=condition=Complete", "job/once", &limit])?;
     let log = node.kubectl(&["-n", "jobs", "logs", "job/once", "-c", "app"])?;
     ensure!(log.contains("/ns/jobs/sa/default"), "{log}");
+    Ok(())
+}
+
+fn the_demo_shows_what_it_claims(node: &Node) -> Result<()> {
+    let demo = repository().join("deploy/demo/kubernetes/demo.sh").to_string_lossy().into_owned();
+    let output = node.exec(&["env", "IMAGE=localhost/app:test", "PULL=Never", &demo], "")?;
+    println!("{output}");
+    ensure!(output.contains(" claims checked, 0 failed"), "{output}");
     Ok(())
 }
 
