@@ -86,7 +86,13 @@ impl AdminService {
         let version = self.mesh.read(|world| {
             let of = |host: &str, namespace: &str| v1::ServiceStatus {
                 namespace: namespace.to_owned(),
-                addresses: world.virtual_ips().of(host).map(|ip| ip.to_string()).into_iter().collect(),
+                addresses: world
+                    .host(host)
+                    .map(|host| world.addresses_of(host))
+                    .iter()
+                    .flatten()
+                    .map(ToString::to_string)
+                    .collect(),
                 host: host.to_owned(),
                 ..v1::ServiceStatus::default()
             };
