@@ -3,11 +3,15 @@
 //! Every control plane writes it, and all write the same: an object that has the condition already is left alone. Conditions
 //! of other controllers stay, and a version that has changed meanwhile is not written over.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use weft_policy::{Kind, Problem, Severity};
 
 use crate::Resource;
@@ -16,6 +20,8 @@ use crate::watch::api_resource;
 
 /// Type of the condition.
 pub const ACCEPTED: &str = "weft.dev/Accepted";
+/// Shortest time between two statuses of an object.
+const INTERVAL: Duration = Duration::from_secs(5);
 /// Bound on a condition's message, in bytes (`metav1.Condition`).
 const MESSAGE: usize = 32_768;
 
@@ -76,20 +82,66 @@ pub(crate) fn now() -> String {
     Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-/// Writes reports for as long as they come. A failure is logged: the next version of the object is reported again.
+/// Writes reports for as long as they come, each object's at most once in [`INTERVAL`]: where two control planes of
+/// different versions disagree about a message, neither keeps the API server busy. A failure is logged, and the object is
+/// reported again with the next change of the cluster.
 pub async fn write(client: Client, mut reports: mpsc::Receiver<Vec<Report>>) {
-    while let Some(batch) = reports.recv().await {
-        for report in batch {
+    let mut queue = Queue::default();
+    loop {
+        let due = queue.next_due();
+        let batch = tokio::select! {
+            batch = reports.recv() => batch,
+            () = sleep_until(due) => Some(Vec::new()),
+        };
+        let Some(batch) = batch else { return };
+        queue.extend(batch);
+        for report in queue.take(Instant::now()) {
             if let Err(error) = write_one(&client, &report).await {
-                let (kind, (namespace, name)) = (report.kind.name(), &report.key);
-                let forbidden = matches!(&error, kube::Error::Api(status) if status.code == 403);
-                let remedy =
-                    if forbidden { "; grant patch of its status to the control plane's service account" } else { "" };
-                tracing::warn!(
-                    "Kubernetes: the status of {kind}/{namespace}/{name} cannot be written: {error}{remedy}"
-                );
+                log(&report, &error);
             }
         }
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn log(report: &Report, error: &kube::Error) {
+    let (kind, (namespace, name)) = (report.kind.name(), &report.key);
+    let forbidden = matches!(error, kube::Error::Api(status) if status.code == 403);
+    let remedy = if forbidden { "; grant patch of its status to the control plane's service account" } else { "" };
+    tracing::warn!("Kubernetes: the status of {kind}/{namespace}/{name} cannot be written: {error}{remedy}");
+}
+
+/// Reports that wait for their turn, the latest of each object.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: BTreeMap<(Kind, Key), Report>,
+    /// When an object was written; forgotten after [`INTERVAL`].
+    written: BTreeMap<(Kind, Key), Instant>,
+}
+
+impl Queue {
+    fn extend(&mut self, reports: Vec<Report>) {
+        self.waiting.extend(reports.into_iter().map(|report| ((report.kind, report.key.clone()), report)));
+    }
+
+    /// When the next report may be written; `None`: none waits.
+    fn next_due(&self) -> Option<Instant> {
+        self.waiting.keys().filter_map(|object| Some(*self.written.get(object)? + INTERVAL)).min()
+    }
+
+    /// The reports that may be written now.
+    fn take(&mut self, now: Instant) -> Vec<Report> {
+        self.written.retain(|_, at| *at + INTERVAL > now);
+        let due: Vec<(Kind, Key)> =
+            self.waiting.keys().filter(|object| !self.written.contains_key(*object)).cloned().collect();
+        self.written.extend(due.iter().map(|object| (object.clone(), now)));
+        due.iter().filter_map(|object| self.waiting.remove(object)).collect()
     }
 }
 
@@ -127,5 +179,25 @@ mod tests {
         let later = with(&first, &condition(3, &[]), "2026-01-03T00:00:00Z").unwrap();
         assert_eq!(later[1]["lastTransitionTime"], "2026-01-01T00:00:00Z", "the status is the same");
         assert_eq!(later[1]["observedGeneration"], 3);
+    }
+
+    #[test]
+    fn a_status_is_written_at_once_and_then_at_most_once_in_an_interval() {
+        let report = |name: &str, version: &str| Report {
+            kind: Kind::DestinationRule,
+            key: ("shop".to_owned(), name.to_owned()),
+            resource_version: version.to_owned(),
+            status: json!({}),
+        };
+        let versions = |reports: Vec<Report>| reports.into_iter().map(|one| one.resource_version).collect::<Vec<_>>();
+        let (mut queue, start) = (Queue::default(), Instant::now());
+        queue.extend(vec![report("a", "1"), report("b", "2")]);
+        assert_eq!((queue.next_due(), versions(queue.take(start))), (None, vec!["1".to_owned(), "2".into()]));
+        queue.extend(vec![report("a", "3")]);
+        queue.extend(vec![report("a", "4"), report("c", "5")]);
+        assert_eq!(versions(queue.take(start)), ["5"], "another object");
+        assert_eq!(queue.next_due(), Some(start + INTERVAL));
+        assert_eq!(versions(queue.take(start + INTERVAL)), ["4"], "the latest");
+        assert_eq!(queue.next_due(), None);
     }
 }
