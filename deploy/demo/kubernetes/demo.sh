@@ -57,10 +57,12 @@ shares() {
 shares || true
 claim "about a fifth of the calls reach v2" shares
 
-echo "== 4. A broken policy is reported, and the last valid version serves"
+echo "== 4. A broken policy is refused, and the last valid version serves"
 broken() { k patch destinationrule order --type=merge -p '{"spec":{"trafficPolicy":{"connectionPool":{"http":{"http1MaxPendingRequsts":1}}}}}' 2>&1 || true; }
 broken | sed 's/^/   | /'
 still() { front wget -q -O- http://order/cgi-bin/name | grep -q '^order-'; }
+names_field() { broken | grep -q 'did you mean `http1MaxPendingRequests`' || k get destinationrule order -o jsonpath='{.status.conditions}' | grep -q http1MaxPendingRequests; }
+claim "the error names the field that was probably meant" names_field
 claim "calls go on" still
 
 echo "== 5. The path of a request, explained"
