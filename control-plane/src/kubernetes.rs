@@ -42,7 +42,7 @@ pub async fn follow(mesh: Arc<Mesh>, client: Client, ca: &Ca) -> Result<()> {
         }
         cluster.apply(resource, change);
     }
-    mesh.set_kubernetes(cluster.take_delta(), cluster.problems());
+    mesh.set_kubernetes(cluster.take_delta());
     let (statuses, reports) = mpsc::channel(1);
     tokio::spawn(status::write(client.clone(), reports));
     let (namespaces, known) = tokio::sync::watch::channel(names(&cluster));
@@ -60,13 +60,16 @@ async fn run(
     namespaces: tokio::sync::watch::Sender<BTreeSet<String>>,
 ) {
     loop {
-        // A writer that is behind gets the reports of the next batch: they are those that the objects do not have yet.
-        let mut reports = cluster.reports();
-        reports.extend(mesh.read(|world| cluster.conditions(world)));
-        if !reports.is_empty() {
-            let _ = statuses.try_send(reports);
-        }
-        let Some((resource, change)) = changes.recv().await else { return };
+        let received = tokio::select! {
+            received = changes.recv() => received,
+            // A writer that is behind gets them when it has caught up.
+            permit = statuses.reserve(), if cluster.has_reports() => {
+                let Ok(permit) = permit else { return };
+                permit.send(mesh.read(|world| cluster.take_reports(world)));
+                continue;
+            }
+        };
+        let Some((resource, change)) = received else { return };
         cluster.apply(resource, change);
         let end = Instant::now() + BATCH;
         while let Ok(received) = tokio::time::timeout_at(end, changes.recv()).await {
@@ -79,7 +82,7 @@ async fn run(
         });
         let delta = cluster.take_delta();
         if !delta.is_empty() {
-            mesh.set_kubernetes(delta, cluster.problems());
+            mesh.set_kubernetes(delta);
         }
     }
 }

@@ -73,7 +73,7 @@ impl Telemetry {
 
     fn metrics(&self) -> String {
         let mut text = String::new();
-        let of_snapshots = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let value = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let admissions = &self.admissions;
         for (name, kind, help, value) in [
             (
@@ -89,7 +89,7 @@ impl Telemetry {
                 "Damaged stores that were reset to an older state.",
                 self.store.repairs(),
             ),
-            ("weft_snapshots_total", "counter", "Automatic snapshots made.", of_snapshots(&self.snapshots.written)),
+            ("weft_snapshots_total", "counter", "Automatic snapshots made.", value(&self.snapshots.written)),
             (
                 "weft_out_of_bounds_total",
                 "counter",
@@ -118,37 +118,37 @@ impl Telemetry {
                 "weft_snapshot_failures_total",
                 "counter",
                 "Automatic snapshots that failed.",
-                of_snapshots(&self.snapshots.failed),
+                value(&self.snapshots.failed),
             ),
             (
                 "weft_pods_injected_total",
                 "counter",
                 "Pods that the admission webhook gave a sidecar.",
-                admissions.injected.load(Ordering::Relaxed),
+                value(&admissions.injected),
             ),
             (
                 "weft_pods_skipped_total",
                 "counter",
                 "Pods that the admission webhook admitted without a sidecar.",
-                admissions.skipped.load(Ordering::Relaxed),
+                value(&admissions.skipped),
             ),
             (
                 "weft_pods_refused_total",
                 "counter",
                 "Pods that the admission webhook refused.",
-                admissions.refused.load(Ordering::Relaxed),
+                value(&admissions.refused),
             ),
             (
                 "weft_policies_admitted_total",
                 "counter",
                 "Policies that the admission webhook accepted.",
-                admissions.accepted.load(Ordering::Relaxed),
+                value(&admissions.accepted),
             ),
             (
                 "weft_policies_refused_total",
                 "counter",
                 "Policies that the admission webhook refused.",
-                admissions.rejected.load(Ordering::Relaxed),
+                value(&admissions.rejected),
             ),
         ] {
             // Writing to a String cannot fail.

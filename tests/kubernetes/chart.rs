@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weft_tests::{helm, repository, wait_for};
+use weft_tests::{feed, helm, repository, wait_for};
 
 use crate::Scenario;
 use crate::cluster::{Cluster, SOON};
@@ -13,7 +13,7 @@ use crate::cluster::{Cluster, SOON};
 pub(crate) fn all() -> Vec<(&'static str, Scenario)> {
     vec![
         ("generated_files_of_the_chart_are_current", generated_files_are_current as Scenario),
-        ("the_chart_installs_upgrades_and_uninstalls_without_a_trace", the_chart_installs_and_uninstalls),
+        ("the_chart_installs_upgrades_and_uninstalls_its_objects", the_chart_installs_and_uninstalls),
         ("the_chart_grants_what_the_control_plane_needs_and_no_more", the_chart_grants_what_is_needed),
     ]
 }
@@ -32,10 +32,7 @@ fn run(cluster: &Cluster, args: &[&str]) -> Result<String> {
     for name in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
         command.env(name, &folder);
     }
-    let output = command.output()?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "helm {}: {errors}", args.join(" "));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    feed(&mut command, "").map(|(text, _)| text)
 }
 
 fn install(cluster: &Cluster, args: &[&str]) -> Result<()> {

@@ -1,13 +1,12 @@
 //! A cluster in the pod of a mesh's control plane.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weft_tests::{Mesh, Pod, tests_dir, wait_for};
+use weft_tests::{Mesh, Pod, feed, tests_dir, wait_for};
 
 /// Longest wait for a change of the cluster to reach the mesh.
 pub(crate) const SOON: Duration = Duration::from_secs(15);
@@ -114,22 +113,9 @@ impl Cluster {
     /// # Errors
     /// If it fails.
     pub(crate) fn kubectl_with_warnings(&self, args: &[&str], input: &str) -> Result<(String, String)> {
-        let mut child = self
-            .mesh
-            .center
-            .command("kubectl")
-            .args(args)
-            .env("KUBECONFIG", self.kubeconfig())
-            .env("HOME", &self.folder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        child.stdin.take().context("no input")?.write_all(input.as_bytes())?;
-        let output = child.wait_with_output()?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "kubectl {}: {errors}", args.join(" "));
-        Ok((String::from_utf8_lossy(&output.stdout).into_owned(), errors.into_owned()))
+        let mut command = self.mesh.center.command("kubectl");
+        command.args(args).env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.folder);
+        feed(&mut command, input)
     }
 
     /// Applies objects.

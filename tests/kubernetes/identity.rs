@@ -1,5 +1,7 @@
 //! Identities of pods, and the root certificate and authority that the cluster keeps.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use serde_json::json;
 use weft_policy::Kind;
@@ -16,6 +18,9 @@ pub(crate) fn all() -> Vec<(&'static str, Scenario)> {
         ("the_authority_in_a_secret_is_shared_and_outlives_stores", the_authority_in_a_secret_is_shared),
     ]
 }
+
+/// The longest pause after refusals, and a write.
+const LATE: Duration = Duration::from_secs(45);
 
 /// Starts the sidecar of a pod with the token of another pod, mostly the same.
 fn sidecar(cluster: &Cluster, pod: &Pod, namespace: &str, account: &str, of: &str, audience: &str) -> Result<Process> {
@@ -94,12 +99,48 @@ fn every_namespace_has_the_root_certificate(cluster: &Cluster) -> Result<()> {
         })
     };
     is_there()?;
+    // A namespace that takes no ConfigMap keeps the others from nothing.
+    let selector = json!({ "matchLabels": { "closed": "true" } });
+    let rules = json!([{
+        "operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"],
+    }]);
+    let webhook = json!({
+        "name": "closed.example.com",
+        "clientConfig": { "url": "https://127.0.0.1:1/" },
+        "rules": rules,
+        "namespaceSelector": selector,
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+        "timeoutSeconds": 1,
+        "failurePolicy": "Fail",
+    });
+    let configuration = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": { "name": "closed" },
+        "webhooks": [webhook],
+    });
+    cluster.apply(&configuration.to_string())?;
+    let labels = json!({ "closed": "true" });
+    let namespace =
+        json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "a-closed", "labels": labels } });
+    cluster.apply(&namespace.to_string())?;
+    // The API server learns of a webhook a moment later.
+    wait_for("the webhook", SOON, || {
+        let probe = ["-n", "a-closed", "create", "configmap", "probe", "--dry-run=server"];
+        ensure!(cluster.kubectl(&probe, "").is_err(), "the webhook is not asked yet");
+        Ok(())
+    })?;
+    let _ = cluster.kubectl(&["-n", "a-closed", "delete", "configmap", "weft-ca-root-cert"], "");
     cluster.kubectl(&["-n", "rooted", "delete", "configmap", "weft-ca-root-cert"], "")?;
     is_there()?;
     let edit = json!({ "data": { "root-cert.pem": "nonsense" } }).to_string();
     cluster.kubectl(&["-n", "rooted", "patch", "configmap", "weft-ca-root-cert", "-p", &edit], "")?;
     is_there()?;
-    cluster.kubectl(&["delete", "namespace", "rooted"], "").map(drop)
+    ensure!(cluster.root("a-closed").is_err(), "the webhook has let it pass");
+    cluster.kubectl(&["delete", "validatingwebhookconfiguration", "closed"], "")?;
+    wait_for("the root certificate of the namespace that is open again", LATE, || cluster.root("a-closed").map(drop))?;
+    cluster.kubectl(&["delete", "namespace", "rooted", "a-closed"], "").map(drop)
 }
 
 fn the_authority_in_a_secret_is_shared(cluster: &Cluster) -> Result<()> {

@@ -15,7 +15,8 @@ mod pod;
 mod programs;
 
 use std::collections::HashMap;
-use std::process::{Command, Output};
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -36,6 +37,18 @@ pub use weft_policy::Kind;
 pub fn run(program: &str, args: &[&str]) -> Result<String> {
     let output = Command::new(program).args(args).output().with_context(|| format!("cannot run {program}"))?;
     text(&format!("{program} {}", args.join(" ")), &output)
+}
+
+/// Runs a command with `input`; returns its output and its errors.
+///
+/// # Errors
+/// If it cannot be run, or fails.
+pub fn feed(command: &mut Command, input: &str) -> Result<(String, String)> {
+    let shown = format!("{command:?}");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    child.stdin.take().context("no input")?.write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    Ok((text(&shown, &output)?, String::from_utf8_lossy(&output.stderr).into_owned()))
 }
 
 fn text(command: &str, output: &Output) -> Result<String> {

@@ -12,6 +12,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::ISTIO_STATUS;
 use crate::config::{Config, DEFAULT_REVISION};
 
 /// Namespaces of Kubernetes itself.
@@ -19,8 +20,6 @@ const SYSTEM: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 /// Weft's label and Istio's.
 const NAMESPACE_INJECT: [&str; 2] = ["weft.dev/inject", "istio-injection"];
 const POD_INJECT: [&str; 2] = ["weft.dev/inject", "sidecar.istio.io/inject"];
-/// Annotation of a pod that Istio has injected.
-const ISTIO_STATUS: &str = "sidecar.istio.io/status";
 const REVISION: [&str; 2] = ["weft.dev/rev", "istio.io/rev"];
 
 /// A namespace.

@@ -20,6 +20,18 @@ pub use settings::annotations::{ANNOTATIONS, Is};
 pub const PROXY: &str = "weft-proxy";
 /// Name of the init container that installs the redirection.
 pub const INIT: &str = "weft-init";
+/// The audience of the service account's token that the proxy shows to the control plane.
+pub const AUDIENCE: &str = "weft-ca";
+/// Name of the ConfigMap with the mesh's root certificates, which every namespace has.
+pub const ROOT_MAP: &str = "weft-ca-root-cert";
+/// Its key, as in Istio's.
+pub const ROOT_FILE: &str = "root-cert.pem";
+/// Label of a pod whose sidecar takes mutual TLS, with the value [`MUTUAL`]. Istio's sidecars have it too.
+pub const TLS_MODE: &str = "security.istio.io/tlsMode";
+/// See [`TLS_MODE`].
+pub const MUTUAL: &str = "istio";
+/// Annotation of a pod with a sidecar of Istio, which has an identity of another authority.
+pub const ISTIO_STATUS: &str = "sidecar.istio.io/status";
 /// Annotation of an injected pod: its revision, and the names of what was added.
 pub const STATUS: &str = "weft.dev/status";
 

@@ -15,9 +15,8 @@ use kube::api::{Api, PostParams};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use weft_identity::token::decode;
+use weft_injection::AUDIENCE;
 
-/// The audience of the tokens that a control plane takes.
-pub const AUDIENCE: &str = "weft-ca";
 /// The annotation of a pod with the names that its programs may register by Consul's and Eureka's APIs, separated by commas.
 pub const SERVICES: &str = "weft.dev/services";
 /// Reviews at a time: others wait, and peers without a valid token cannot occupy the API server.
@@ -41,14 +40,14 @@ pub struct Accounts {
     slots: Semaphore,
 }
 
-/// A pod whose token is valid.
+/// The entitlement of a valid token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
-    /// Namespace of pod and service account.
+    /// Namespace of the workload and its service account.
     pub namespace: String,
     /// The service account.
     pub name: String,
-    /// Services that the pod's programs may register.
+    /// Services that its programs may register, or the name of a grant.
     pub services: Vec<String>,
 }
 

@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use weft_core::backoff::Backoff;
 
+use crate::sleep_until;
+
 /// Label of the configurations that are written; its value is `true`.
 pub const LABEL: &str = "weft.dev/ca-bundle";
 /// Writer of the field, for others who look at `managedFields`.
@@ -85,7 +87,7 @@ async fn keep_kind<K: Configuration>(client: Client, root: &str) {
         let event = tokio::select! {
             event = events.next() => event,
             // All are listed again: a write that failed has no further event.
-            () = wait(again) => {
+            () = sleep_until(again) => {
                 (events, again) = (watch(), None);
                 continue;
             }
@@ -113,13 +115,6 @@ async fn keep_kind<K: Configuration>(client: Client, root: &str) {
             }
             None => return,
         }
-    }
-}
-
-async fn wait(until: Option<Instant>) {
-    match until {
-        Some(until) => tokio::time::sleep_until(until).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -51,14 +51,23 @@ pub struct Delta {
     pub removed: Vec<InstanceKey>,
     /// Pods with a sidecar that are new, have changed or, without a value, are gone, by namespace and node.
     pub pods: Vec<(Key, Option<weft_world::Pod>)>,
-    /// All documents; `None`: they are the same.
-    pub documents: Option<Vec<Arc<Document>>>,
+    /// All policies; `None`: they are the same.
+    pub policies: Option<AllPolicies>,
+}
+
+/// The documents of a cluster, and the problems of its policies.
+#[derive(Debug, Default)]
+pub struct AllPolicies {
+    /// The last valid version of each object.
+    pub documents: Vec<Arc<Document>>,
+    /// Errors of versions that are not applied, and warnings.
+    pub problems: Vec<Problem>,
 }
 
 impl Delta {
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
-        self.upserts.is_empty() && self.removed.is_empty() && self.pods.is_empty() && self.documents.is_none()
+        self.upserts.is_empty() && self.removed.is_empty() && self.pods.is_empty() && self.policies.is_none()
     }
 }
 
@@ -114,24 +123,15 @@ impl Cluster {
         &self.namespaces
     }
 
-    /// The problems of policies: errors of versions that are not applied, and warnings.
-    pub fn problems(&self) -> Vec<Problem> {
-        self.policies.problems().cloned().collect()
+    /// Whether the status of a policy may differ from the one that it should have.
+    pub fn has_reports(&self) -> bool {
+        self.policies.has_reports()
     }
 
-    /// The policies of the cluster, for their status.
-    pub fn policies(&self) -> &Policies {
-        &self.policies
-    }
-
-    /// The conditions that policies do not have yet.
-    pub fn reports(&self) -> Vec<Report> {
-        self.policies.reports()
-    }
-
-    /// The statuses of the Gateway API's objects that these do not have yet, by the decisions of `world`.
-    pub fn conditions(&self, world: &World) -> Vec<Report> {
-        self.policies.conditions(world)
+    /// The statuses that policies do not have, of those that may differ since the last call: conditions of their own, or of
+    /// the Gateway API by the decisions of `world`.
+    pub fn take_reports(&mut self, world: &World) -> Vec<Report> {
+        self.policies.take_reports(world)
     }
 
     /// The difference since the last call.
@@ -144,7 +144,12 @@ impl Cluster {
         let found = pods.into_iter().map(|key| ((key.0.clone(), node(&key.0, &key.1)), self.pod(&key)));
         delta.pods = found.collect();
         if std::mem::take(&mut self.documents_changed) | self.policies.take_changed() {
-            delta.documents = Some(self.documents.values().chain(self.policies.documents()).cloned().collect());
+            // A Service may be the parent or the backend of a route.
+            self.policies.conditions_are_due();
+            delta.policies = Some(AllPolicies {
+                documents: self.documents.values().chain(self.policies.documents()).cloned().collect(),
+                problems: self.policies.problems().cloned().collect(),
+            });
         }
         delta
     }

@@ -17,5 +17,13 @@ pub mod secret;
 pub mod status;
 pub mod watch;
 
-pub use cluster::{Change, Cluster, Delta, Resource};
+pub use cluster::{AllPolicies, Change, Cluster, Delta, Resource};
 pub use kube::Client;
+
+/// Waits until then; `None`: for ever.
+pub(crate) async fn sleep_until(until: Option<tokio::time::Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}

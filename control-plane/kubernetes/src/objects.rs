@@ -7,6 +7,7 @@ use kube::api::DynamicObject;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use weft_injection::{ISTIO_STATUS, MUTUAL, TLS_MODE};
 
 /// Label by which an EndpointSlice names its Service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -197,10 +198,6 @@ pub struct Pod {
     pub workload: String,
 }
 
-/// Label of a pod whose sidecar takes mutual TLS. Istio's sidecars have it too.
-const TLS_MODE: (&str, &str) = ("security.istio.io/tlsMode", "istio");
-/// Annotation of a pod with a sidecar of Istio, which has an identity of another authority.
-const OF_ISTIO: &str = "sidecar.istio.io/status";
 /// Labels with a workload's name, in Istio's order.
 const WORKLOAD_NAMES: [&str; 3] = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
 
@@ -209,8 +206,8 @@ impl Pod {
     pub fn of(object: &DynamicObject) -> Option<Pod> {
         let (spec, status): (PodSpec, PodStatus) = (part(&object.data, "spec"), part(&object.data, "status"));
         let labels = object.metadata.labels.clone().unwrap_or_default();
-        let is_of_istio = object.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(OF_ISTIO));
-        let labelled = labels.get(TLS_MODE.0).is_some_and(|mode| mode == TLS_MODE.1);
+        let is_of_istio = object.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(ISTIO_STATUS));
+        let labelled = labels.get(TLS_MODE).is_some_and(|mode| mode == MUTUAL);
         let own = || object.metadata.name.clone().unwrap_or_default();
         let workload = WORKLOAD_NAMES.iter().find_map(|label| labels.get(*label)).cloned().unwrap_or_else(own);
         let pod = Pod {

@@ -1,7 +1,7 @@
 //! Policies that are objects of a cluster. Each is judged alone: one with an error keeps its last valid version, and
 //! does not concern the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kube::api::DynamicObject;
@@ -15,31 +15,52 @@ use crate::status::{self, Report};
 
 /// One object.
 #[derive(Debug)]
-pub struct Policy {
+struct Policy {
     /// UID and `metadata.generation`: the version that was read.
-    pub version: (String, i64),
+    version: (String, i64),
     /// The version that applies: this one, or the last valid one.
     applied: Option<Arc<Document>>,
     /// Problems of this version.
-    pub problems: Vec<Problem>,
+    problems: Vec<Problem>,
     /// `metadata.resourceVersion` and the status, as the cluster has them.
-    pub status: (String, Value),
+    status: (String, Value),
     /// The spec, of objects whose status refers to parts of it.
     spec: Value,
 }
 
 impl Policy {
+    fn report(&self, (kind, key): &(Kind, Key), status: Value) -> Report {
+        Report { kind: *kind, key: key.clone(), resource_version: self.status.0.clone(), status }
+    }
+
+    /// The status of an object of the Gateway API, if it does not have it.
+    fn of_gateway_api(&self, at: &(Kind, Key), world: &World, now: &str) -> Option<Report> {
+        let (old, generation) = (&self.status.1, self.version.1);
+        let status = if self.is_accepted() {
+            conditions::status(world, self.applied.as_ref()?, &self.spec, old, generation, now)?
+        } else {
+            let texts: Vec<&str> = self.problems.iter().map(|problem| problem.text.as_str()).collect();
+            let message = (at.1.0.as_str(), &*texts.join("\n"));
+            conditions::refused(world, message, &self.spec, old, generation, now)?
+        };
+        Some(self.report(at, status))
+    }
+
     /// Whether this version applies.
-    pub fn is_accepted(&self) -> bool {
+    fn is_accepted(&self) -> bool {
         self.problems.iter().all(|problem| problem.severity != Severity::Error)
     }
 }
 
 /// All policies.
 #[derive(Debug, Default)]
-pub struct Policies {
+pub(crate) struct Policies {
     all: BTreeMap<(Kind, Key), Policy>,
     changed: bool,
+    /// Objects with a condition of their own whose version or status is new.
+    unreported: BTreeSet<(Kind, Key)>,
+    /// Whether the statuses of the Gateway API's objects may differ.
+    conditions_due: bool,
 }
 
 impl Policies {
@@ -58,53 +79,48 @@ impl Policies {
         self.all.values().flat_map(|policy| &policy.problems)
     }
 
-    /// An object.
-    pub fn get(&self, kind: Kind, key: &Key) -> Option<&Policy> {
-        self.all.get(&(kind, key.clone()))
-    }
-
     /// Whether the documents have changed since the last call.
     pub(crate) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
 
-    /// The conditions that objects do not have yet.
-    pub(crate) fn reports(&self) -> Vec<Report> {
+    /// Says that the decisions about the Gateway API's objects may be others.
+    pub(crate) fn conditions_are_due(&mut self) {
+        self.conditions_due |= self.all.keys().any(|(kind, _)| is_gateway_api(*kind));
+    }
+
+    pub(crate) fn has_reports(&self) -> bool {
+        self.conditions_due || !self.unreported.is_empty()
+    }
+
+    /// See [`crate::Cluster::take_reports`].
+    pub(crate) fn take_reports(&mut self, world: &World) -> Vec<Report> {
         let now = status::now();
-        let report = |((kind, key), policy): (&(Kind, Key), &Policy)| {
+        let unreported = std::mem::take(&mut self.unreported);
+        let own = unreported.into_iter().filter_map(|at| {
+            let policy = self.all.get(&at)?;
             let own = status::condition(policy.version.1, &policy.problems);
             let old = policy.status.1["conditions"].as_array().cloned().unwrap_or_default();
             let conditions = status::with(&old, &own, &now)?;
-            let (resource_version, status) = (policy.status.0.clone(), json!({ "conditions": conditions }));
-            Some(Report { kind: *kind, key: key.clone(), resource_version, status })
-        };
-        // The kinds of other projects have statuses of their own.
-        let own = self.all.iter().filter(|((kind, _), _)| !is_gateway_api(*kind) && *kind != Kind::Namespace);
-        own.filter_map(report).collect()
-    }
-
-    /// The statuses of the Gateway API's objects that these do not have yet, by the decisions of `world`.
-    pub(crate) fn conditions(&self, world: &World) -> Vec<Report> {
-        let now = status::now();
-        let of_kind = self.all.iter().filter(|((kind, _), _)| is_gateway_api(*kind));
-        let report = |((kind, key), policy): (&(Kind, Key), &Policy)| {
-            let ((resource_version, old), generation) = (&policy.status, policy.version.1);
-            let status = if policy.is_accepted() {
-                conditions::status(world, policy.applied.as_ref()?, &policy.spec, old, generation, &now)?
-            } else {
-                let message =
-                    policy.problems.iter().map(|problem| problem.text.as_str()).collect::<Vec<_>>().join("\n");
-                let message = (key.0.as_str(), message.as_str());
-                conditions::refused(world, message, &policy.spec, old, generation, &now)?
-            };
-            Some(Report { kind: *kind, key: key.clone(), resource_version: resource_version.clone(), status })
-        };
-        of_kind.filter_map(report).collect()
+            Some(policy.report(&at, json!({ "conditions": conditions })))
+        });
+        let mut reports: Vec<Report> = own.collect();
+        if std::mem::take(&mut self.conditions_due) {
+            let of_api = self.all.iter().filter(|((kind, _), _)| is_gateway_api(*kind));
+            reports.extend(of_api.filter_map(|(at, policy)| policy.of_gateway_api(at, world, &now)));
+        }
+        reports
     }
 
     /// Sets or removes an object.
     pub(crate) fn set(&mut self, kind: Kind, key: &Key, object: Option<&DynamicObject>) {
         let at = (kind, key.clone());
+        // Namespaces have no status of this mesh, and kinds of other projects have statuses of their own.
+        if is_gateway_api(kind) {
+            self.conditions_due = true;
+        } else if kind != Kind::Namespace && object.is_some() {
+            self.unreported.insert(at.clone());
+        }
         let Some(object) = object else {
             self.changed |= self.all.remove(&at).is_some();
             return;
@@ -119,7 +135,22 @@ impl Policies {
             return;
         }
         let kept = self.all.remove(&at).filter(|known| known.version.0 == version.0).and_then(|known| known.applied);
-        let (document, problems) = read(kind, key, object);
+        let metadata = Metadata {
+            namespace: &key.0,
+            name: &key.1,
+            annotations: object
+                .metadata
+                .annotations
+                .iter()
+                .flatten()
+                .map(|(name, value)| (&**name, &**value))
+                .collect(),
+            labels: object.metadata.labels.iter().flatten().map(|(name, value)| (&**name, &**value)).collect(),
+        };
+        let (document, problems) = read(kind, &metadata, object.data.get("spec"));
+        let is_valid = problems.iter().all(|problem| problem.severity != Severity::Error);
+        let document = document.filter(|_| is_valid);
+        let document = document.map(|document| Document { created: created(object), ..document });
         let applied = document.map(Arc::new).or(kept);
         let spec = if is_gateway_api(kind) { object.data.get("spec").cloned() } else { None };
         self.all.insert(at, Policy { version, applied, problems, status, spec: spec.unwrap_or_default() });
@@ -131,29 +162,37 @@ fn is_gateway_api(kind: Kind) -> bool {
     kind.descriptor().group == GATEWAY_API
 }
 
-/// Reads an object. Its problems have no place in a file: they name the object and the field.
-fn read(kind: Kind, (namespace, name): &Key, object: &DynamicObject) -> (Option<Document>, Vec<Problem>) {
-    let descriptor = kind.descriptor();
+/// The part of an object's metadata that policies read.
+#[derive(Debug, Default)]
+pub struct Metadata<'a> {
+    /// Its namespace; empty: it belongs to the whole cluster.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// Its annotations.
+    pub annotations: BTreeMap<&'a str, &'a str>,
+    /// Its labels.
+    pub labels: BTreeMap<&'a str, &'a str>,
+}
+
+/// Annotation with the whole object as it was applied, which kubectl keeps for itself.
+pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Reads an object, valid or not. Its problems have no place in a file: they name the object and the field.
+pub fn read(kind: Kind, metadata: &Metadata<'_>, spec: Option<&Value>) -> (Option<Document>, Vec<Problem>) {
+    let (descriptor, Metadata { namespace, name, annotations, labels }) = (kind.descriptor(), metadata);
     let version = descriptor.versions.first().copied().unwrap_or_default();
-    let annotations = object.metadata.annotations.iter().flatten();
-    // The whole object as it was applied, which kubectl keeps there for itself.
-    let annotations = annotations.filter(|(name, _)| *name != "kubectl.kubernetes.io/last-applied-configuration");
+    let annotations: BTreeMap<_, _> = annotations.iter().filter(|(name, _)| **name != LAST_APPLIED).collect();
     let text = json!({
         "apiVersion": if descriptor.group.is_empty() { version.to_owned() } else { format!("{}/{version}", descriptor.group) },
         "kind": kind.written(),
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "annotations": annotations.collect::<BTreeMap<_, _>>(),
-            "labels": object.metadata.labels.clone().unwrap_or_default(),
-        },
-        "spec": object.data.get("spec").cloned().unwrap_or_else(|| Value::Object(Default::default())),
+        "metadata": { "name": name, "namespace": namespace, "annotations": annotations, "labels": labels },
+        "spec": spec.cloned().unwrap_or_else(|| json!({})),
     });
     let reference = format!("{}/{namespace}/{name}", kind.name());
     let parsed = parse_policies(&reference, &text.to_string());
     let mut problems = parsed.problems;
     problems.iter_mut().for_each(|problem| problem.place = Place::default());
-    let valid = problems.iter().all(|problem| problem.severity != Severity::Error);
-    let document = parsed.documents.into_iter().next().filter(|_| valid);
-    (document.map(|document| Document { line: 0, created: created(object), ..document }), problems)
+    let document = parsed.documents.into_iter().next();
+    (document.map(|document| Document { line: 0, ..document }), problems)
 }

@@ -16,13 +16,11 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use weft_core::backoff::Backoff;
+use weft_injection::{ROOT_FILE as KEY, ROOT_MAP as NAME};
 
+use crate::sleep_until;
 use crate::watch::cause;
 
-/// Name of the ConfigMap.
-pub const NAME: &str = "weft-ca-root-cert";
-/// Its key, as in Istio's.
-pub const KEY: &str = "root-cert.pem";
 /// Namespaces without workloads of users.
 const WITHOUT: [&str; 3] = ["kube-public", "kube-node-lease", "local-path-storage"];
 /// Owner of the fields that are written (server-side apply).
@@ -70,59 +68,70 @@ fn certificate(object: &ConfigMap) -> (String, String) {
 pub async fn keep(client: Client, pem: String, mut namespaces: watch::Receiver<BTreeSet<String>>) {
     let config = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
     let mut events = Box::pin(watcher::watcher(Api::<ConfigMap>::all(client.clone()), config));
-    let (mut roots, mut pauses) = (Roots { pem, ..Roots::default() }, Backoff::new(PAUSES.0, PAUSES.1));
-    let mut again = None::<Instant>;
+    let mut roots = Roots { pem, ..Roots::default() };
+    let (mut watch_pauses, mut write_pauses) = (Backoff::new(PAUSES.0, PAUSES.1), Backoff::new(PAUSES.0, PAUSES.1));
+    // When the watch is asked again after a failure, and when writes are made again.
+    let (mut watch_again, mut write_again) = (None::<Instant>, None::<Instant>);
     let mut failure = String::new();
     loop {
-        let retry = async {
-            match again {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
+        let next = async {
+            if watch_again.is_some() {
+                sleep_until(watch_again).await;
             }
+            events.next().await
         };
-        let result = tokio::select! {
-            // After a failure the watch is not asked again before its time.
-            event = events.next(), if again.is_none() => match event {
+        let watched = tokio::select! {
+            event = next => match event {
                 Some(Ok(event)) => {
+                    watch_again = None;
                     let is_partial = matches!(event, Event::Init | Event::InitApply(_));
                     roots.apply(event);
                     if is_partial {
                         continue;
                     }
+                    watch_pauses.reset();
                     Ok(())
                 }
                 // The version is too old: the watcher lists again.
                 Some(Err(watcher::Error::WatchError(status))) if status.code == 410 => continue,
-                Some(Err(error)) => Err(refusal(cause(&error))),
+                Some(Err(error)) => {
+                    watch_again = Some(Instant::now() + watch_pauses.pause(rand::random()));
+                    Err(refusal(cause(&error)))
+                }
                 None => return,
             },
             changed = namespaces.changed() => match changed {
                 Ok(()) => Ok(()),
                 Err(_) => return,
             },
-            () = retry => Ok(()),
+            () = sleep_until(write_again) => Ok(()),
         };
-        let wanted = namespaces.borrow_and_update().clone();
-        let result = match result {
-            Ok(()) => write(&client, &mut roots, &wanted).await,
-            Err(error) => Err(error),
+        let result = match watched {
+            Ok(()) => {
+                let wanted = namespaces.borrow_and_update().clone();
+                let written = write(&client, &mut roots, &wanted).await;
+                write_again = match written {
+                    Ok(()) => None,
+                    Err(_) => Some(Instant::now() + write_pauses.pause(rand::random())),
+                };
+                written
+            }
+            failed => failed,
         };
         match result {
-            Ok(()) => (again, failure) = (None, String::new()),
-            Err(error) => {
-                let pause = pauses.pause(rand::random());
-                again = Some(Instant::now() + pause);
-                if let Some(error) = error.filter(|error| *error != failure) {
-                    tracing::warn!(
-                        "Kubernetes: the ConfigMap {NAME} with the mesh's root certificate cannot be kept in all namespaces, \
-                         and pods of those without it do not start: {error}"
-                    );
-                    failure = error;
-                }
-                continue;
+            Ok(()) => {
+                write_pauses.reset();
+                failure.clear();
             }
+            Err(Some(error)) if error != failure => {
+                tracing::warn!(
+                    "Kubernetes: the ConfigMap {NAME} with the mesh's root certificate cannot be kept in all namespaces, and \
+                     pods of those without it do not start: {error}"
+                );
+                failure = error;
+            }
+            Err(_) => {}
         }
-        pauses.reset();
     }
 }
 

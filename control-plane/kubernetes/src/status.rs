@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -16,6 +16,7 @@ use weft_policy::{Kind, Problem, Severity};
 
 use crate::Resource;
 use crate::objects::Key;
+use crate::sleep_until;
 use crate::watch::api_resource;
 
 /// Type of the condition.
@@ -83,10 +84,10 @@ pub(crate) fn now() -> String {
 }
 
 /// Writes reports for as long as they come, each object's at most once in [`INTERVAL`]: where two control planes of
-/// different versions disagree about a message, neither keeps the API server busy. A failure is logged, and the object is
-/// reported again with the next change of the cluster.
+/// different versions disagree about a message, neither keeps the API server busy. A refusal is logged, and the next version
+/// of the object is reported again; while the API server does not answer, the report waits.
 pub async fn write(client: Client, mut reports: mpsc::Receiver<Vec<Report>>) {
-    let mut queue = Queue::default();
+    let (mut queue, mut resources) = (Queue::default(), BTreeMap::new());
     loop {
         let due = queue.next_due();
         let batch = tokio::select! {
@@ -96,17 +97,12 @@ pub async fn write(client: Client, mut reports: mpsc::Receiver<Vec<Report>>) {
         let Some(batch) = batch else { return };
         queue.extend(batch);
         for report in queue.take(Instant::now()) {
-            if let Err(error) = write_one(&client, &report).await {
-                log(&report, &error);
+            match write_one(&client, &report, &mut resources).await {
+                Ok(()) => {}
+                Err(error @ kube::Error::Api(_)) => log(&report, &error),
+                Err(_) => queue.put_back(report),
             }
         }
-    }
-}
-
-async fn sleep_until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due).await,
-        None => std::future::pending().await,
     }
 }
 
@@ -130,6 +126,11 @@ impl Queue {
         self.waiting.extend(reports.into_iter().map(|report| ((report.kind, report.key.clone()), report)));
     }
 
+    /// Keeps a report that could not be sent, unless there is a later one of its object.
+    fn put_back(&mut self, report: Report) {
+        self.waiting.entry((report.kind, report.key.clone())).or_insert(report);
+    }
+
     /// When the next report may be written; `None`: none waits.
     fn next_due(&self) -> Option<Instant> {
         self.waiting.keys().filter_map(|object| Some(*self.written.get(object)? + INTERVAL)).min()
@@ -145,8 +146,21 @@ impl Queue {
     }
 }
 
-async fn write_one(client: &Client, report: &Report) -> Result<(), kube::Error> {
-    let Some(resource) = api_resource(client, Resource::Policy(report.kind)).await? else { return Ok(()) };
+/// `resources`: the kinds in the API of this cluster, as far as they were looked up.
+async fn write_one(
+    client: &Client,
+    report: &Report,
+    resources: &mut BTreeMap<Kind, ApiResource>,
+) -> Result<(), kube::Error> {
+    let resource = match resources.get(&report.kind) {
+        Some(resource) => resource.clone(),
+        None => {
+            let found = api_resource(client, Resource::Policy(report.kind)).await?;
+            let Some(resource) = found else { return Ok(()) };
+            resources.insert(report.kind, resource.clone());
+            resource
+        }
+    };
     let api: Api<DynamicObject> = match report.key.0.as_str() {
         "" => Api::all_with(client.clone(), &resource),
         namespace => Api::namespaced_with(client.clone(), namespace, &resource),
@@ -159,8 +173,13 @@ async fn write_one(client: &Client, report: &Report) -> Result<(), kube::Error> 
     });
     match api.patch_status(&report.key.1, &PatchParams::default(), &Patch::Merge(patch)).await {
         Ok(_) => Ok(()),
+        // The object is gone, or the kind: another version of it may come.
+        Err(kube::Error::Api(status)) if status.code == 404 => {
+            resources.remove(&report.kind);
+            Ok(())
+        }
         // Another control plane was first, or the object has changed: its new version is reported anew.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
         Err(error) => Err(error),
     }
 }
@@ -197,7 +216,10 @@ mod tests {
         queue.extend(vec![report("a", "4"), report("c", "5")]);
         assert_eq!(versions(queue.take(start)), ["5"], "another object");
         assert_eq!(queue.next_due(), Some(start + INTERVAL));
+        queue.put_back(report("a", "3"));
         assert_eq!(versions(queue.take(start + INTERVAL)), ["4"], "the latest");
         assert_eq!(queue.next_due(), None);
+        queue.put_back(report("a", "4"));
+        assert_eq!(versions(queue.take(start + 2 * INTERVAL)), ["4"], "it could not be sent");
     }
 }

@@ -9,7 +9,8 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use weft_core::clock::unix_ms;
 use weft_core::identity::{IdentityError, SpiffeId};
-use weft_kubernetes::accounts::{Accounts, Refusal};
+use weft_identity::token::JoinClaims;
+use weft_kubernetes::accounts::{Account, Accounts, Refusal};
 use weft_proto::v1::identity_server::Identity;
 use weft_proto::v1::{SignRequest, SignResponse};
 
@@ -102,11 +103,11 @@ impl IdentityService {
             let certified = peer.renewable()?;
             return Ok((certified.id.clone(), certified.services.clone()));
         };
-        let (namespace, account, services) = match Accounts::is_token(token) {
+        let Account { namespace, name, services } = match Accounts::is_token(token) {
             true => self.reviewed(token, peer.remote).await?,
             false => self.verified(token, peer.remote)?,
         };
-        let id = self.id(&namespace, &account);
+        let id = self.id(&namespace, &name);
         let id = id.map_err(|e| Status::invalid_argument(format!("the token's identity is not valid: {e}")))?;
         // Sidecars believe its holder whatever it sends.
         if SpiffeId::control_plane(self.ca.trust_domain()).is_ok_and(|own| own == id) {
@@ -121,10 +122,12 @@ impl IdentityService {
         SpiffeId::new(self.ca.trust_domain(), namespace, account)
     }
 
-    /// Namespace, service account and services of a join token.
-    fn verified(&self, token: &str, remote: IpAddr) -> Result<(String, String, Vec<String>), Status> {
+    /// The account of a join token.
+    fn verified(&self, token: &str, remote: IpAddr) -> Result<Account, Status> {
         match self.tokens.verify(token, unix_now()) {
-            Ok(claims) => Ok((claims.namespace, claims.service_account, claims.services)),
+            Ok(JoinClaims { namespace, service_account: name, services, .. }) => {
+                Ok(Account { namespace, name, services })
+            }
             Err(e) => {
                 tracing::warn!(peer = %remote, "join refused: {e}");
                 let claimed = self.tokens.unverified(token);
@@ -136,8 +139,8 @@ impl IdentityService {
         }
     }
 
-    /// Namespace, service account and services of the token of a pod.
-    async fn reviewed(&self, token: &str, remote: IpAddr) -> Result<(String, String, Vec<String>), Status> {
+    /// The account of a pod's token.
+    async fn reviewed(&self, token: &str, remote: IpAddr) -> Result<Account, Status> {
         let Some(accounts) = &self.accounts else {
             return Err(Status::unauthenticated(
                 "this control plane follows no Kubernetes cluster (--kubernetes) and takes join tokens only",
@@ -148,17 +151,13 @@ impl IdentityService {
             let text = format!("{remote} shows tokens too often: the next in {:.1} s", wait.as_secs_f64());
             return Err(Status::resource_exhausted(text));
         }
-        match accounts.review(token, remote).await {
-            Ok(account) => Ok((account.namespace, account.name, account.services)),
-            Err(refusal) => {
-                tracing::warn!(peer = %remote, "join refused: {refusal}");
-                let text = refusal.to_string();
-                Err(match refusal {
-                    Refusal::Refused(_) => Status::unauthenticated(text),
-                    Refusal::Unavailable(_) => Status::unavailable(text),
-                })
+        accounts.review(token, remote).await.map_err(|refusal| {
+            tracing::warn!(peer = %remote, "join refused: {refusal}");
+            match refusal {
+                Refusal::Refused(text) => Status::unauthenticated(text),
+                Refusal::Unavailable(text) => Status::unavailable(text),
             }
-        }
+        })
     }
 }
 
@@ -173,7 +172,6 @@ fn bearer<T>(request: &Request<T>) -> Result<Option<&str>, Status> {
 mod tests {
     use rcgen::{CertificateParams, KeyPair};
     use tonic::Code;
-    use weft_identity::token::JoinClaims;
 
     use super::*;
     use crate::store::embedded::Embedded;

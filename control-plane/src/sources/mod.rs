@@ -10,7 +10,7 @@
 
 pub mod api;
 pub mod folder;
-pub mod kubernetes;
+mod kubernetes;
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -1,7 +1,6 @@
 //! Instances: registration, checks, removal.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use prost::Message;
 use weft_proto::v1;
@@ -12,7 +11,6 @@ use super::usage::account;
 use super::{Mesh, Node, RETRY, Refusal, State};
 use crate::identity::bounds;
 use crate::store::{self, Condition, MAX_OPS, Op, Table};
-use weft_policy::{Document, Kind};
 use weft_world::{Instance, InstanceKey, Origin};
 
 /// Attempts of a change that conflicts with others.
@@ -75,13 +73,8 @@ impl State {
     /// # Errors
     /// If an instance stands for a Service of the Kubernetes cluster, whose endpoints are its pods.
     pub(super) fn outside_cluster(&self, instance: &Instance) -> Result<(), Refusal> {
-        let is_service = |document: &Arc<Document>| {
-            (document.kind(), &*document.namespace, &*document.name)
-                == (Kind::Service, &*instance.namespace, &*instance.service)
-        };
         let held = self.world.instance(&instance.key());
-        if self.kubernetes.documents.iter().any(is_service) || held.is_some_and(|held| held.origin != Origin::Registry)
-        {
+        if self.world.is_of_cluster(&instance.host()) || held.is_some_and(|held| held.origin != Origin::Registry) {
             let text = format!(
                 "{}.{} is a Service of the Kubernetes cluster, and its endpoints are pods: register another name",
                 instance.service, instance.namespace

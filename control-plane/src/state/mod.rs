@@ -38,10 +38,10 @@ use weft_proto::v1;
 use crate::identity::bounds::Exceeded;
 use crate::sources::api::ApiPolicies;
 use crate::sources::folder::FolderState;
-use crate::sources::kubernetes::KubernetesState;
 use crate::store::batch::{self, Interrupted};
 use crate::store::{self, Condition, Op};
 use topics::Topics;
+use weft_kubernetes::AllPolicies;
 use weft_world::explain;
 use weft_world::{Changed, World};
 
@@ -189,7 +189,7 @@ struct State {
     /// Pairs in their lock delay, by key in the store.
     delays: HashSet<String>,
     folder: Arc<FolderState>,
-    kubernetes: Arc<KubernetesState>,
+    kubernetes: AllPolicies,
     api: ApiPolicies,
     /// World version at which a host last changed, and at which all did.
     host_versions: HashMap<String, u64>,
@@ -250,7 +250,7 @@ impl Mesh {
                 config_entries: documents::Documents::new(watch.revision),
                 delays: HashSet::new(),
                 folder: Arc::default(),
-                kubernetes: Arc::default(),
+                kubernetes: AllPolicies::default(),
                 api: ApiPolicies::default(),
                 host_versions: HashMap::new(),
                 all_version: 0,

@@ -9,7 +9,6 @@ use super::{Mesh, State};
 use crate::clock::unix_now;
 use crate::sources::api::record;
 use crate::sources::folder::{FolderState, Surroundings};
-use crate::sources::kubernetes::KubernetesState;
 use crate::sources::{PolicySource, effective};
 use crate::store::batch::Interrupted;
 use crate::store::{Op, Table};
@@ -66,12 +65,8 @@ impl Mesh {
     }
 
     /// Applies a change of the cluster. Instances come before the documents that lead to them.
-    pub fn set_kubernetes(&self, delta: Delta, problems: Vec<Problem>) {
+    pub fn set_kubernetes(&self, delta: Delta) {
         let mut state = self.lock();
-        let known: HashSet<&Problem> = state.kubernetes.problems.iter().collect();
-        for problem in problems.iter().filter(|problem| !known.contains(problem)) {
-            tracing::warn!("{problem}");
-        }
         let now = unix_now();
         let mut changed = Changed::default();
         if !(delta.upserts.is_empty() && delta.removed.is_empty()) {
@@ -86,9 +81,15 @@ impl Mesh {
         for key in &delta.removed {
             changed.merge(&state.world.remove(key, now));
         }
-        let documents = delta.documents.unwrap_or_else(|| state.kubernetes.documents.clone());
-        state.kubernetes = Arc::new(KubernetesState { documents, problems });
-        changed.merge(&state.apply_policies());
+        // A rollout changes endpoints alone.
+        if let Some(policies) = delta.policies {
+            let known: HashSet<&Problem> = state.kubernetes.problems.iter().collect();
+            for problem in policies.problems.iter().filter(|problem| !known.contains(problem)) {
+                tracing::warn!("{problem}");
+            }
+            state.kubernetes = policies;
+            changed.merge(&state.apply_policies());
+        }
         self.publish(&mut state, changed);
     }
 
@@ -127,7 +128,7 @@ impl Mesh {
 impl State {
     /// Sets the policies that apply, of all sources, in the world.
     pub(super) fn apply_policies(&mut self) -> Changed {
-        let sources: [&dyn PolicySource; 3] = [&*self.folder, &*self.kubernetes, &self.api];
+        let sources: [&dyn PolicySource; 3] = [&*self.folder, &self.kubernetes, &self.api];
         self.world.set_policies(effective(&sources), unix_now())
     }
 }

@@ -5,19 +5,16 @@
 //! object that was stored before can still lose a finalizer.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use serde_json::{Value, json};
-use weft_policy::{Document, Kind, Place, Problem, Severity};
+use serde_json::Value;
+use weft_kubernetes::policies::{self, LAST_APPLIED, Metadata};
+use weft_policy::{Document, Kind, Problem, Severity};
 
 use super::review::{Request, Verdict};
 use crate::clock::unix_now;
 use crate::state::Mesh;
 use crate::telemetry::Admissions;
-
-/// Annotation with the whole object as it was applied, which kubectl keeps for itself.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Accepts or refuses an object.
 pub(super) fn judge(mesh: &Mesh, counts: &Admissions, request: &Request<'_>) -> Verdict {
@@ -34,12 +31,7 @@ pub(super) fn judge(mesh: &Mesh, counts: &Admissions, request: &Request<'_>) -> 
         return Verdict::default();
     }
     let key = (kind, request.text("/namespace"), request.name());
-    let trust_domain = mesh.read(|world| world.trust_domain().to_owned());
-    let (document, problems) = read(key, object, &trust_domain);
-    let line = |problem: &Problem| {
-        let path = if problem.path.is_empty() { String::new() } else { format!("{}: ", problem.path) };
-        format!("{path}{}", problem.text)
-    };
+    let (document, problems) = read(key, object);
     let of = |severity| problems.iter().filter(move |problem| problem.severity == severity);
     let mut warnings: Vec<String> = of(Severity::Warning).map(line).collect();
     let errors: Vec<String> = of(Severity::Error).map(line).collect();
@@ -49,13 +41,13 @@ pub(super) fn judge(mesh: &Mesh, counts: &Admissions, request: &Request<'_>) -> 
         return Verdict { refusal: Some(errors.join("\n")), warnings, ..Verdict::default() };
     };
     counts.accepted.fetch_add(1, Ordering::Relaxed);
-    let before = read(key, old, &trust_domain).0.filter(|_| !old.is_null());
-    warnings.extend(problems_beside(mesh, &document, before.as_ref()).iter().map(line));
+    let before = read(key, old).0.filter(|_| !old.is_null());
+    warnings.extend(beside(mesh, &document, before.as_ref()));
     Verdict { warnings, ..Verdict::default() }
 }
 
 fn is_of(kind: Kind, request: &Request<'_>) -> bool {
-    kind.name() == request.text("/kind/kind") && kind.descriptor().group == request.text("/kind/group")
+    kind.written() == request.text("/kind/kind") && kind.descriptor().group == request.text("/kind/group")
 }
 
 fn annotations(object: &Value) -> BTreeMap<&str, &Value> {
@@ -63,56 +55,47 @@ fn annotations(object: &Value) -> BTreeMap<&str, &Value> {
     all.map(|(name, value)| (&**name, value)).filter(|(name, _)| *name != LAST_APPLIED).collect()
 }
 
-/// Reads an object. Its problems have no place in a file.
-fn read(
-    (kind, namespace, name): (Kind, &str, &str),
-    object: &Value,
-    trust_domain: &str,
-) -> (Option<Document>, Vec<Problem>) {
-    let text = json!({
-        "apiVersion": object["apiVersion"],
-        "kind": kind.name(),
-        "metadata": { "name": name, "namespace": namespace, "annotations": annotations(object) },
-        "spec": if object["spec"].is_null() { json!({}) } else { object["spec"].clone() },
-    });
-    let reference = format!("{}/{namespace}/{name}", kind.name());
-    let parsed = weft_world::parse_policies(&reference, &text.to_string()).of_mesh(trust_domain);
-    let mut problems = parsed.problems;
-    problems.iter_mut().for_each(|problem| problem.place = Place::default());
-    let document = parsed.documents.into_iter().next();
-    (document.map(|document| Document { line: 0, created: unix_now(), ..document }), problems)
+/// Reads an object as the source does.
+fn read((kind, namespace, name): (Kind, &str, &str), object: &Value) -> (Option<Document>, Vec<Problem>) {
+    let texts = |map: &str| {
+        let all = object.pointer(&format!("/metadata/{map}")).and_then(Value::as_object).into_iter().flatten();
+        all.filter_map(|(name, value)| Some((&**name, value.as_str()?))).collect()
+    };
+    let metadata = Metadata { namespace, name, annotations: texts("annotations"), labels: texts("labels") };
+    let (document, problems) = policies::read(kind, &metadata, object.get("spec").filter(|spec| !spec.is_null()));
+    (document.map(|document| Document { created: unix_now(), ..document }), problems)
 }
 
-/// Problems of an object together with the others of the mesh, and what these need of its version before.
-fn problems_beside(mesh: &Mesh, document: &Document, before: Option<&Document>) -> Vec<Problem> {
+/// What an object has to do with the others of the mesh, and what these need of its version before.
+fn beside(mesh: &Mesh, document: &Document, before: Option<&Document>) -> Vec<String> {
     let policies = mesh.policies();
-    let known = policies.all().find(|other| other.is_same_object(document)).cloned();
+    let known = policies.all().find(|other| other.is_same_object(document));
     // An update keeps its age.
     let created = known.map_or(document.created, |known| known.created);
     let document = Document { created, ..document.clone() };
-    let others: Vec<&Arc<Document>> = policies.all().filter(|other| !other.is_same_object(&document)).collect();
-    let all: Vec<&Document> = others.iter().map(|other| &***other).chain([&document]).collect();
+    let others = policies.all().filter(|other| !other.is_same_object(&document)).map(|other| &**other);
+    let all: Vec<&Document> = others.chain([&document]).collect();
     let changed: Vec<&Document> = before.into_iter().chain([&document]).collect();
-    let mut problems = weft_policy::check_change(&changed, &all);
-    problems.retain(|problem| problem.file == document.file && problem.severity != Severity::Info);
+    let problems = weft_policy::check_change(&changed, &all);
+    let own = problems.iter().filter(|one| one.file == document.file && one.severity != Severity::Info).map(line);
     let replaced: Vec<&Document> = before.into_iter().collect();
     let needs = weft_policy::needs(&replaced, &all, &|host| mesh.read(|world| world.offers(host)));
-    problems.extend(needs.into_values().map(|need| Problem {
-        file: document.file.clone(),
-        place: Place::default(),
-        severity: Severity::Warning,
-        code: weft_policy::Code::UndefinedSubset,
-        path: String::new(),
-        text: format!("{need}: requests fail without it"),
-    }));
-    problems
+    own.chain(needs.into_values().map(|need| format!("{need}: requests fail without it"))).collect()
+}
+
+fn line(problem: &Problem) -> String {
+    let path = if problem.path.is_empty() { String::new() } else { format!("{}: ", problem.path) };
+    format!("{path}{}", problem.text)
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use weft_kubernetes::Delta;
+    use std::sync::Arc;
+
+    use serde_json::json;
+    use weft_kubernetes::{AllPolicies, Delta};
 
     use super::*;
     use crate::store::embedded::Embedded;
@@ -145,8 +128,9 @@ mod tests {
                      spec: {hosts: [order], http: [{route: [{destination: {host: order, subset: v1}}]}]}\n";
         let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: order, namespace: shop}\n\
                     spec: {host: order, subsets: [{name: v1, labels: {version: v1}}]}\n";
-        let documents = Some([documents(route), documents(rule)].concat());
-        mesh.set_kubernetes(Delta { documents, ..Delta::default() }, Vec::new());
+        let documents = [documents(route), documents(rule)].concat();
+        let policies = Some(AllPolicies { documents, ..AllPolicies::default() });
+        mesh.set_kubernetes(Delta { policies, ..Delta::default() });
         let subset = json!({ "host": "order", "subsets": [{ "name": "v1", "labels": { "version": "v1" } }] });
         let without = json!({ "host": "order" });
         let wrong =

@@ -97,8 +97,8 @@ const CONDITIONS: [(&str, u16); 8] = [
 const GRPC_CODES: [(&str, u16); 5] =
     [("cancelled", 1), ("deadline-exceeded", 4), ("resource-exhausted", 8), ("internal", 13), ("unavailable", 14)];
 
-/// Istio's default: two attempts, 25 ms.
-const DEFAULT_ATTEMPTS: u32 = 2;
+/// Istio's default: two attempts.
+pub const DEFAULT_ATTEMPTS: u32 = 2;
 const DEFAULT_RETRY_ON: [&str; 4] = ["connect-failure", "refused-stream", "unavailable", "cancelled"];
 /// First back-off if the policy sets none.
 pub const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);

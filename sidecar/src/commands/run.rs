@@ -72,7 +72,7 @@ pub enum Application {
 /// If a listener or the data folder is unavailable.
 pub fn start(config: Config, application: Application) -> Result<Sidecar> {
     let claims = prepare(&config)?;
-    let node = config.node_name.clone().map_or_else(|| node_name(&config.data_dir), Ok)?;
+    let node = config.join.node_name.clone().map_or_else(|| node_name(&config.data_dir), Ok)?;
     let control = assembly::control(&config, &node);
     let (directory, writer) = assembly::directory(&config, &control.identity);
     let proxy = assembly::proxy(&config, &node, directory, control.identity.clone())?;

@@ -1,6 +1,7 @@
 //! The sidecar's HTTP endpoints besides traffic: readiness, metrics, and the admin endpoint.
 //!
-//! For kubelets, Prometheus and people; none of them changes anything, but for the page that stops the sidecar. Readiness and metrics are meant to be reached from
+//! For kubelets, Prometheus and people; none of them changes anything, but for the page that stops the sidecar. Readiness
+//! and metrics are meant to be reached from
 //! outside and hold nothing secret; the admin endpoint is on loopback alone.
 
 use std::convert::Infallible;

@@ -1,13 +1,12 @@
 //! A cluster of one node in namespaces of its own, with Weft installed by its chart.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
-use weft_tests::{binary, helm, repository, run, tests_dir, wait_for};
+use weft_tests::{binary, feed, helm, repository, run, tests_dir, wait_for};
 
 /// Longest wait for pods to be ready.
 pub(crate) const READY: Duration = Duration::from_secs(90);
@@ -109,21 +108,9 @@ impl Node {
     /// # Errors
     /// If it fails.
     pub(crate) fn exec(&self, command: &[&str], input: &str) -> Result<String> {
-        let mut child = Command::new(script("node.sh"))
-            .arg("exec")
-            .arg(self.path())
-            .args(command)
-            .env("HOME", self.folder.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        child.stdin.take().context("no input")?.write_all(input.as_bytes())?;
-        let output = child.wait_with_output()?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(output.status.success(), "{}: {errors}\n{text}", command.join(" "));
-        Ok(text)
+        let mut node = Command::new(script("node.sh"));
+        let output = feed(node.arg("exec").arg(self.path()).args(command).env("HOME", self.folder.path()), input);
+        output.map(|(text, _)| text)
     }
 
     /// The output of kubectl.

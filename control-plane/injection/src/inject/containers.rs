@@ -4,16 +4,14 @@ use serde_json::{Value, json};
 
 use crate::config::{Amounts, Config, Resources};
 use crate::settings::Settings;
-use crate::{INIT, PROXY};
+use crate::{AUDIENCE, INIT, PROXY, ROOT_FILE, ROOT_MAP};
 
 /// Where the service account's token is mounted, and its name there.
 const TOKEN: (&str, &str) = ("/var/run/secrets/tokens", "weft-token");
-/// The audience of that token.
-const AUDIENCE: &str = "weft-ca";
 /// Its life. The kubelet renews it in time.
 const TOKEN_LIFE_S: u32 = 43_200;
-/// Where the root certificate is mounted, its name there, and the ConfigMap that has it in every namespace.
-const ROOT: (&str, &str, &str) = ("/var/run/secrets/weft", "root-cert.pem", "weft-ca-root-cert");
+/// Where the root certificate is mounted.
+const ROOT: &str = "/var/run/secrets/weft";
 const DATA: &str = "/var/lib/weft-sidecar";
 /// Readiness, and metrics and probes of the application.
 const READY_PORT: u16 = 15021;
@@ -53,7 +51,7 @@ pub(crate) fn proxy(config: &Config, settings: &Settings, pod: &Value, grace_s: 
     let ready = json!({ "path": "/healthz/ready", "port": READY_PORT });
     let mut mounts = vec![
         json!({ "name": VOLUMES[0], "mountPath": TOKEN.0, "readOnly": true }),
-        json!({ "name": VOLUMES[1], "mountPath": ROOT.0, "readOnly": true }),
+        json!({ "name": VOLUMES[1], "mountPath": ROOT, "readOnly": true }),
         json!({ "name": VOLUMES[2], "mountPath": DATA }),
     ];
     mounts.extend(settings.mounts.iter().cloned());
@@ -99,7 +97,7 @@ fn arguments(config: &Config, settings: &Settings, pod: &Value, grace_s: u64) ->
     let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
     option("--control-plane", config.control_plane());
     option("--service-account-token", format!("{}/{}", TOKEN.0, TOKEN.1));
-    option("--root-certificate", format!("{}/{}", ROOT.0, ROOT.1));
+    option("--root-certificate", format!("{ROOT}/{ROOT_FILE}"));
     let labels = pod.pointer("/metadata/labels").and_then(Value::as_object);
     let labels = labels.into_iter().flatten().filter_map(|(name, value)| Some((name, value.as_str()?)));
     for (name, value) in labels.take(MOST_LABELS) {
@@ -126,7 +124,7 @@ pub(crate) fn volumes(settings: &Settings) -> Vec<Value> {
     let token = json!({ "audience": AUDIENCE, "expirationSeconds": TOKEN_LIFE_S, "path": TOKEN.1 });
     let mut volumes = vec![
         json!({ "name": VOLUMES[0], "projected": { "sources": [{ "serviceAccountToken": token }] } }),
-        json!({ "name": VOLUMES[1], "configMap": { "name": ROOT.2 } }),
+        json!({ "name": VOLUMES[1], "configMap": { "name": ROOT_MAP } }),
         json!({ "name": VOLUMES[2], "emptyDir": {} }),
     ];
     volumes.extend(settings.volumes.iter().cloned());

@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 
 use super::containers::METRICS_PORT;
 use super::{Owner, probes};
-use crate::STATUS;
 use crate::decide::text;
 use crate::patch::{Patch, WrongType};
 use crate::settings::{Report, Settings};
+use crate::{MUTUAL, STATUS, TLS_MODE};
 
 /// The proxy's environment variable with the application's own metrics: port and path.
 pub const METRICS_VARIABLE: &str = "WEFT_APP_METRICS";
@@ -31,8 +31,8 @@ pub(crate) fn labels(patch: &mut Patch, owner: Option<&Owner>, settings: &Settin
         // A label ends with a letter or a digit, also where the name was cut.
         .map(|name| name.trim_end_matches(|end: char| !end.is_ascii_alphanumeric()).to_owned());
     let version = label(&["app.kubernetes.io/version", "version"]).unwrap_or_else(|| "latest".to_owned());
-    let mode = if settings.captures_inbound { "istio" } else { "disabled" };
-    patch.set(&["metadata", "labels", "security.istio.io/tlsMode"], mode.into())?;
+    let mode = if settings.captures_inbound { MUTUAL } else { "disabled" };
+    patch.set(&["metadata", "labels", TLS_MODE], mode.into())?;
     if let Some(name) = name {
         patch.set_default(&["metadata", "labels", NAME], name.into())?;
     }

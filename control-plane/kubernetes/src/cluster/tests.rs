@@ -81,7 +81,7 @@ fn a_service_with_pods_is_a_host_with_endpoints() {
     assert_eq!(one.identity, "spiffe://cluster.local/ns/shop/sa/orders");
     assert_eq!((one.locality.as_str(), one.labels["version"].as_str()), ("eu/eu-a", "v1"));
     assert_eq!((one.health, one.draining, one.origin), (Health::Healthy, false, Origin::Kubernetes));
-    let documents = delta.documents.unwrap();
+    let documents = delta.policies.unwrap().documents;
     let Object::Service(found) = &documents[0].object else { panic!() };
     assert_eq!(found.ports[0].target, TargetPort::Name("http".into()), "slices have the port by this name");
     assert_eq!((found.ports[0].protocol, found.cluster_ip), (Protocol::Http, Some([10, 96, 0, 7].into())));
@@ -176,7 +176,7 @@ fn a_list_replaces_what_was_known() {
     cluster.take_delta();
     cluster.apply(Resource::Service, Change::Reset(Vec::new()));
     let delta = cluster.take_delta();
-    assert_eq!((delta.removed.len(), delta.documents.map(|all| all.len())), (1, Some(0)));
+    assert_eq!((delta.removed.len(), delta.policies.map(|all| all.documents.len())), (1, Some(0)));
     // The slice is still there: the Service's return brings its endpoints back.
     apply(&mut cluster, Resource::Service, service(serde_json::from_str(WEB).unwrap()));
     assert_eq!(cluster.take_delta().upserts.len(), 1);
@@ -187,7 +187,7 @@ fn services_of_all_types_are_read() {
     let read = |spec: Value| {
         let mut cluster = Cluster::new("cluster.local");
         apply(&mut cluster, Resource::Service, service(spec));
-        let documents = cluster.take_delta().documents.unwrap();
+        let documents = cluster.take_delta().policies.unwrap().documents;
         let Object::Service(found) = documents[0].object.clone() else { panic!() };
         found
     };
@@ -214,13 +214,13 @@ fn a_policy_with_an_error_keeps_its_last_valid_version() {
     let mut cluster = Cluster::new("cluster.local");
     let resource = Resource::Policy(Kind::DestinationRule);
     apply(&mut cluster, resource, rule(1, json!({"host": "order"})));
-    let documents = cluster.take_delta().documents.unwrap();
+    let AllPolicies { documents, problems } = cluster.take_delta().policies.unwrap();
     assert_eq!(documents[0].reference(), "DestinationRule/shop/order");
-    assert!(cluster.problems().is_empty());
+    assert!(problems.is_empty());
     apply(&mut cluster, resource, rule(2, json!({"host": "order", "trafficPolicy": {"loadBalancr": {}}})));
-    let after = cluster.take_delta().documents.unwrap();
-    assert!(Arc::ptr_eq(&documents[0], &after[0]), "the last valid version applies");
-    let problems: Vec<String> = cluster.problems().iter().map(ToString::to_string).collect();
+    let after = cluster.take_delta().policies.unwrap();
+    assert!(Arc::ptr_eq(&documents[0], &after.documents[0]), "the last valid version applies");
+    let problems: Vec<String> = after.problems.iter().map(ToString::to_string).collect();
     let want = "DestinationRule/shop/order: error: trafficPolicy.loadBalancr: unknown field `loadBalancr`, did you mean \
                 `loadBalancer`?";
     assert_eq!(problems, [want]);
@@ -228,7 +228,57 @@ fn a_policy_with_an_error_keeps_its_last_valid_version() {
     apply(&mut cluster, resource, rule(2, json!({"host": "other"})));
     assert!(cluster.take_delta().is_empty());
     delete(&mut cluster, resource, "shop", "order");
-    assert_eq!(cluster.take_delta().documents.map(|all| all.len()), Some(0));
+    assert_eq!(cluster.take_delta().policies.map(|all| all.documents.len()), Some(0));
+}
+
+#[test]
+fn a_status_is_reported_once_for_each_change_of_its_object_and_not_for_those_of_others() {
+    let rule = |version: &str, status: Value| {
+        json!({
+            "metadata": {"namespace": "shop", "name": "order", "uid": "1", "generation": 1, "resourceVersion": version},
+            "spec": {"host": "order"},
+            "status": status,
+        })
+    };
+    let world = World::new("cluster.local", 1);
+    let mut cluster = cluster();
+    cluster.take_delta();
+    assert!(!cluster.has_reports(), "no policy has a status");
+    let resource = Resource::Policy(Kind::DestinationRule);
+    apply(&mut cluster, resource, rule("1", json!({})));
+    let [report] = &cluster.take_reports(&world)[..] else { panic!() };
+    assert_eq!((report.resource_version.as_str(), &report.status["conditions"][0]["status"]), ("1", &json!("True")));
+    let written = rule("2", report.status.clone());
+    assert!(!cluster.has_reports() && cluster.take_reports(&world).is_empty());
+    // A rollout is none of its matter.
+    apply(&mut cluster, Resource::Pod, pod("order-9", "u", json!({}), json!({})));
+    assert!(!cluster.has_reports());
+    apply(&mut cluster, resource, written);
+    assert!(cluster.has_reports() && cluster.take_reports(&world).is_empty(), "it has the condition");
+    // Something has removed it.
+    apply(&mut cluster, resource, rule("3", json!({})));
+    assert_eq!(cluster.take_reports(&world)[0].resource_version, "3");
+}
+
+#[test]
+fn statuses_of_the_gateway_api_are_looked_at_when_services_or_policies_change() {
+    let route = json!({
+        "metadata": {"namespace": "shop", "name": "route", "uid": "1", "generation": 1},
+        "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "order"}], "rules": [{}]},
+    });
+    let world = World::new("cluster.local", 1);
+    let mut cluster = cluster();
+    cluster.take_delta();
+    apply(&mut cluster, Resource::Policy(Kind::HTTPRoute), route);
+    cluster.take_delta();
+    let [report] = &cluster.take_reports(&world)[..] else { panic!() };
+    assert_eq!(report.status["parents"][0]["conditions"][0]["reason"], "NoMatchingParent", "this world has no Service");
+    apply(&mut cluster, Resource::Pod, pod("order-9", "u", json!({}), json!({})));
+    cluster.take_delta();
+    assert!(!cluster.has_reports(), "pods decide nothing");
+    delete(&mut cluster, Resource::Service, "shop", "order");
+    cluster.take_delta();
+    assert!(cluster.has_reports());
 }
 
 #[test]

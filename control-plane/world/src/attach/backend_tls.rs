@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use weft_proto::v1;
 
-use super::Rejection;
+use super::{Rejection, offered};
 use crate::world::{Host, World, ports};
 use weft_policy::{BackendTlsPolicy, Document, Object, fqdn};
 
@@ -60,9 +60,7 @@ pub(super) fn conditions(world: &World, document: &Document) -> (Result<(), Reje
             return not_found(format!("a target is a Service, not `{}` of group `{}`", target.kind, target.group));
         }
         let host = fqdn(&target.name, &target.namespace);
-        let Some(found) = world.host(&host).filter(|found| found.live && found.is_offered(world)) else {
-            return not_found(format!("Service `{host}` is neither registered nor defined"));
-        };
+        let found = offered(world, &host, "TargetNotFound")?;
         let has = || ports::of(world, found).iter().any(|port| port.name == *section);
         if !section.is_empty() && !has() {
             return not_found(format!("Service `{host}` has no port `{section}`"));

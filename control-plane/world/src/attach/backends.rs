@@ -1,6 +1,6 @@
 //! Backends of routes.
 
-use super::Rejection;
+use super::{Rejection, offered};
 use crate::world::{World, ports};
 use weft_policy::{BackendRef, Destination, Document, GATEWAY_API, fqdn};
 
@@ -30,9 +30,7 @@ pub(crate) fn backend(
             format!("no ReferenceGrant of namespace {} permits the reference to Service `{host}`", object.namespace);
         return Err(Rejection::new("RefNotPermitted", text));
     }
-    let Some(found) = world.host(&host).filter(|found| found.live && found.is_offered(world)) else {
-        return Err(Rejection::new("BackendNotFound", format!("Service `{host}` is neither registered nor defined")));
-    };
+    let found = offered(world, &host, "BackendNotFound")?;
     let number = backend.port.unwrap_or_default();
     // A service without declared ports, and an alias of another host, have any port.
     let any = found.alias().is_some();

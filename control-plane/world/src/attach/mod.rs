@@ -12,6 +12,7 @@ mod services;
 
 use std::sync::Arc;
 
+use crate::world::{Host, World};
 use weft_policy::{Document, HttpRoute, HttpRule, Object, RankedMatch, StreamRoute};
 
 pub(crate) use backend_tls::of_port as backend_tls;
@@ -62,4 +63,13 @@ fn route(document: &Document) -> Option<&HttpRoute> {
         Object::HTTPRoute(route) | Object::GRPCRoute(route) => Some(route),
         _ => None,
     }
+}
+
+/// The Service of a host, if it is registered or defined.
+///
+/// # Errors
+/// With `reason`.
+fn offered<'a>(world: &'a World, host: &str, reason: &'static str) -> Result<&'a Host, Rejection> {
+    let found = world.host(host).filter(|found| found.live && found.is_offered(world));
+    found.ok_or_else(|| Rejection::new(reason, format!("Service `{host}` is neither registered nor defined")))
 }

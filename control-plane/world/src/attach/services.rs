@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Attached, Rejection, order};
+use super::{Attached, Rejection, offered, order};
 use crate::world::ports::{self, PortView};
 use crate::world::{Host, Scope, World};
 use weft_policy::{Document, Kind, ParentRef, fqdn};
@@ -77,9 +77,7 @@ pub(crate) fn named_ports(world: &World, host: &Host) -> Vec<u32> {
 /// Whether a route is attached to its parent, a Service.
 pub(super) fn attach(world: &World, document: &Document, parent: &ParentRef) -> Result<(), Rejection> {
     let name = host_of(parent);
-    let Some(host) = world.host(&name).filter(|host| host.live && host.is_offered(world)) else {
-        return Err(Rejection::new("NoMatchingParent", format!("Service `{name}` is neither registered nor defined")));
-    };
+    let host = offered(world, &name, "NoMatchingParent")?;
     let ports: Vec<PortView> = ports::of(world, host)
         .into_iter()
         .map(|port| if port.number == 0 { PortView { number: parent.port.unwrap_or(0), ..port } } else { port })

@@ -1,6 +1,7 @@
 //! Rules of the Gateway API's routes as routes of a `Service`.
 
 use std::sync::Arc;
+use weft_core::retry::DEFAULT_ATTEMPTS;
 
 use weft_proto::v1::{self, http_route};
 
@@ -113,13 +114,11 @@ impl Clusters<'_> {
 
 /// The timeout of requests, and the retry policy with that of each attempt.
 fn timeouts(rule: &HttpRule, retry: Option<v1::RetryPolicy>) -> (u64, Option<v1::RetryPolicy>) {
-    /// Istio's default number of retries, for rules without a policy.
-    const ATTEMPTS: u32 = 2;
     let (timeout, attempt) = (rule.timeout_ms, rule.per_try_timeout_ms);
     if attempt == 0 {
         return (timeout, retry);
     }
-    let retry = retry.unwrap_or(v1::RetryPolicy { attempts: ATTEMPTS, ..v1::RetryPolicy::default() });
+    let retry = retry.unwrap_or(v1::RetryPolicy { attempts: DEFAULT_ATTEMPTS, ..v1::RetryPolicy::default() });
     match retry.attempts {
         // The only attempt is the whole request.
         0 => (if timeout == 0 { attempt } else { timeout.min(attempt) }, Some(retry)),

@@ -105,6 +105,11 @@ impl World {
         self.instances_of_node(namespace, node).filter(|instance| instance.origin == Origin::Registry)
     }
 
+    /// Whether a service is one of a Kubernetes cluster, whose endpoints are its pods.
+    pub fn is_of_cluster(&self, host: &str) -> bool {
+        self.host(host).and_then(Host::kube).is_some_and(|service| service.is_of_cluster)
+    }
+
     /// The pod of a sidecar: it is named as its node, and has its identity.
     pub fn pod(&self, namespace: &str, node: &str, identity: &str) -> Option<&Pod> {
         let pod = self.pods.get(&(namespace.to_owned(), node.to_owned()));

@@ -44,7 +44,7 @@ const ELSEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2
 
 /// The connection to the control plane, with the identity that it authenticates by.
 pub(super) fn control(config: &Config, node: &str) -> Arc<Control> {
-    let introduction = config.introduction();
+    let introduction = config.join.introduction();
     let claimed = introduction.as_ref().and_then(Introduction::claimed);
     let identity = Arc::new(Identity::open(Some(&config.data_dir), &config.credentials, claimed.as_ref()));
     Arc::new(Control::new(config.control_planes.clone(), node, introduction, identity))

@@ -16,25 +16,8 @@ pub struct Config {
     /// Control plane, host:port; several are tried in turn.
     #[arg(long = "control-plane", env = "WEFT_CONTROL_PLANE", value_delimiter = ',', required = true)]
     pub control_planes: Vec<String>,
-    /// File with a join token (`weftctl token create`); read again at each use. At the start it is compared with the saved
-    /// certificate: if it names another identity, other services or another mesh, the sidecar joins anew.
-    #[arg(long, env = "WEFT_TOKEN_FILE")]
-    pub token_file: Option<PathBuf>,
-    /// File with a token of the pod's service account for the audience weft-ca, instead of a join token; read again at each use.
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "WEFT_SERVICE_ACCOUNT_TOKEN",
-        requires = "root_certificate",
-        conflicts_with = "token_file"
-    )]
-    pub service_account_token: Option<PathBuf>,
-    /// PEM file with the mesh's root certificates, for --service-account-token.
-    #[arg(long, value_name = "FILE", env = "WEFT_ROOT_CERTIFICATE", requires = "service_account_token")]
-    pub root_certificate: Option<PathBuf>,
-    /// Name of this node in the mesh, in Kubernetes POD.NAMESPACE [default: the host name and a number that the data folder keeps].
-    #[arg(long, value_name = "NAME", env = "WEFT_NODE_NAME")]
-    pub node_name: Option<String>,
+    #[command(flatten)]
+    pub join: JoinOptions,
     /// Folder for the certificate and the last state (0600), so that a restart needs no control plane.
     #[arg(long, env = "WEFT_DATA_DIR", default_value = "/var/lib/weft-sidecar")]
     pub data_dir: PathBuf,
@@ -167,25 +150,8 @@ pub struct GatewayConfig {
     /// Control plane, host:port; several are tried in turn.
     #[arg(long = "control-plane", env = "WEFT_CONTROL_PLANE", value_delimiter = ',', required = true)]
     control_planes: Vec<String>,
-    /// File with a join token (`weftctl token create`); read again at each use. At the start it is compared with the saved
-    /// certificate: if it names another identity, other services or another mesh, the gateway joins anew.
-    #[arg(long, env = "WEFT_TOKEN_FILE")]
-    token_file: Option<PathBuf>,
-    /// File with a token of the pod's service account for the audience weft-ca, instead of a join token; read again at each use.
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "WEFT_SERVICE_ACCOUNT_TOKEN",
-        requires = "root_certificate",
-        conflicts_with = "token_file"
-    )]
-    service_account_token: Option<PathBuf>,
-    /// PEM file with the mesh's root certificates, for --service-account-token.
-    #[arg(long, value_name = "FILE", env = "WEFT_ROOT_CERTIFICATE", requires = "service_account_token")]
-    root_certificate: Option<PathBuf>,
-    /// Name of this node in the mesh, in Kubernetes POD.NAMESPACE [default: the host name and a number that the data folder keeps].
-    #[arg(long, value_name = "NAME", env = "WEFT_NODE_NAME")]
-    node_name: Option<String>,
+    #[command(flatten)]
+    join: JoinOptions,
     /// Folder for the certificate and the last state (0600).
     #[arg(long, env = "WEFT_DATA_DIR", default_value = "/var/lib/weft-gateway")]
     data_dir: PathBuf,
@@ -238,10 +204,7 @@ impl From<GatewayConfig> for Config {
         let default = || vec![("istio".to_owned(), "ingressgateway".to_owned())];
         Config {
             control_planes: given.control_planes,
-            token_file: given.token_file,
-            service_account_token: given.service_account_token,
-            root_certificate: given.root_certificate,
-            node_name: given.node_name,
+            join: given.join,
             data_dir: given.data_dir,
             service: None,
             port: None,
@@ -314,6 +277,42 @@ impl From<&ApplicationOptions> for Application {
     }
 }
 
+/// The means and the name to join with.
+#[derive(Debug, Clone, clap::Args)]
+pub struct JoinOptions {
+    /// File with a join token (`weftctl token create`); read again at each use. At the start it is compared with the saved
+    /// certificate: if it names another identity, other services or another mesh, the program joins anew.
+    #[arg(long, env = "WEFT_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// File with a token of the pod's service account for the audience weft-ca, instead of a join token; read again at each use.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "WEFT_SERVICE_ACCOUNT_TOKEN",
+        requires = "root_certificate",
+        conflicts_with = "token_file"
+    )]
+    service_account_token: Option<PathBuf>,
+    /// PEM file with the mesh's root certificates, for --service-account-token.
+    #[arg(long, value_name = "FILE", env = "WEFT_ROOT_CERTIFICATE", requires = "service_account_token")]
+    root_certificate: Option<PathBuf>,
+    /// Name of this node in the mesh, in Kubernetes POD.NAMESPACE [default: the host name and a number that the data folder keeps].
+    #[arg(long, value_name = "NAME", env = "WEFT_NODE_NAME")]
+    pub(super) node_name: Option<String>,
+}
+
+impl JoinOptions {
+    /// The files that the program joins with.
+    pub(super) fn introduction(&self) -> Option<Introduction> {
+        match (&self.service_account_token, &self.root_certificate) {
+            (Some(token), Some(roots)) => {
+                Some(Introduction::ServiceAccount { token: token.clone(), roots: roots.clone() })
+            }
+            _ => self.token_file.clone().map(Introduction::JoinToken),
+        }
+    }
+}
+
 /// The handling of unknown destinations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum OutboundPolicy {
@@ -365,16 +364,6 @@ impl Config {
     /// The id of the service of the command line, where there is one.
     pub(super) fn own_service_id(&self) -> Option<String> {
         Some(entry::command_line_id(self.service.as_ref()?, self.port?))
-    }
-
-    /// The files that the sidecar joins with.
-    pub(super) fn introduction(&self) -> Option<Introduction> {
-        match (&self.service_account_token, &self.root_certificate) {
-            (Some(token), Some(roots)) => {
-                Some(Introduction::ServiceAccount { token: token.clone(), roots: roots.clone() })
-            }
-            _ => self.token_file.clone().map(Introduction::JoinToken),
-        }
     }
 
     /// The ports that the redirection has to know.

@@ -86,7 +86,10 @@ const MESH_CONFIG: Shape = &[
     refused("proxyListenPort", COMMAND_LINE),
     refused("proxyInboundListenPort", COMMAND_LINE),
     refused("dnsRefreshRate", "a name is resolved again when its records expire"),
-    refused("configSources", "policies come from the policy folder and from `weftctl apply`"),
+    refused(
+        "configSources",
+        "policies come from the policy folder, from the followed Kubernetes cluster and from `weftctl apply`",
+    ),
     refused("ca", "the control plane signs identities"),
     refused("verifyCertificateAtClient", "a DestinationRule sets it with `tls.insecureSkipVerify`"),
     not_yet("proxyHttpPort"),
