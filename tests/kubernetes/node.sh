@@ -11,6 +11,8 @@
 # Never.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+# Folders that containerd, the network plugins and kubelet write to wherever their own state is.
+shared=(/run/netns /run/containerd /var/lib/cni /var/lib/kubelet /var/log/pods /var/log/containers)
 command=${1:?start, exec or stop}; D=${2:?a folder}; shift 2
 mkdir -p "$D"; D=$(cd "$D" && pwd)
 export KUBE_CACHE=${KUBE_CACHE:-/var/cache/weft-kube} KUBE_ADDRESS=10.99.0.1
@@ -37,10 +39,17 @@ stop)
     kill -9 "$(cat "$D/outer")" 2>/dev/null || true
     while kill -0 "$(cat "$D/inner")" 2>/dev/null; do sleep 0.1; done
     rm -f "$D/ready" "$D/inner" "$D/outer" "$D"/*.pid
+    # The folders that this cluster has made on the machine; they are empty.
+    [ ! -e "$D/made" ] || xargs -r rmdir --ignore-fail-on-non-empty <"$D/made"
     find /sys/fs/cgroup -depth -type d -path '*/kubepods*' -exec rmdir {} + 2>/dev/null || true
     ;;
 inside)
     rm -f "$D/ready"
+    for dir in "${shared[@]}"; do
+        [ -d "$dir" ] || echo "$dir" >>"$D/made"
+        mkdir -p "$dir" "$D/machine$dir"
+        mount --bind "$D/machine$dir" "$dir"
+    done
     ip link set lo up; ip link add d0 type veth peer name d1; ip addr add 10.99.0.1/24 dev d0; ip link set d0 up; ip link set d1 up; ip route add default dev d0
     sysctl -qw net.ipv4.ip_forward=1
     [ ! -d /sys/fs/cgroup/unified ] || umount /sys/fs/cgroup/unified || true # runtimes take a hybrid for one or the other

@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         let trials = scenarios.into_iter().map(|(name, _)| Trial::test(name, || Ok(())));
         return libtest_mimic::run(&arguments, trials.collect()).exit_code();
     }
+    let before = node::traces();
     let node = match weft_tests::install(&["kubernetes"]).and_then(|()| Node::start()) {
         Ok(node) => Arc::new(node),
         Err(e) => {
@@ -32,5 +33,12 @@ fn main() -> ExitCode {
         let node = node.clone();
         Trial::test(name, move || scenario(&node).map_err(|e| Failed::from(format!("{e:#}\n{}", node.report()))))
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    drop(node);
+    let after = node::traces();
+    if after != before {
+        eprintln!("the node has left traces on the machine: {before:?} before, {after:?} after");
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
 }

@@ -1,5 +1,7 @@
 //! A cluster of one node in namespaces of its own, with Weft installed by its chart.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -18,6 +20,17 @@ pub(crate) const SPACE: &str = "weft-system";
 /// The node.
 pub(crate) struct Node {
     folder: tempfile::TempDir,
+}
+
+/// What containerd, the network plugins and kubelet would leave on the machine: the entries of the folders that they write to.
+pub(crate) fn traces() -> BTreeMap<&'static str, Option<BTreeSet<OsString>>> {
+    const FOLDERS: [&str; 6] =
+        ["/run/netns", "/run/containerd", "/var/lib/cni", "/var/lib/kubelet", "/var/log/pods", "/var/log/containers"];
+    let entries = |folder: &str| {
+        let all = std::fs::read_dir(folder).ok()?;
+        Some(all.flatten().map(|entry| entry.file_name()).collect())
+    };
+    FOLDERS.into_iter().map(|folder| (folder, entries(folder))).collect()
 }
 
 fn script(name: &str) -> PathBuf {
